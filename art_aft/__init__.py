@@ -1,0 +1,23 @@
+"""Remove backdoors from image classifiers with Adversarial Fine-Tuning, inside the Adversarial Robustness Toolbox."""
+
+__version__ = "0.1.0"
+
+from art_aft.classifier import build_classifier, clone
+from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer
+from art_aft.evasion import TorchAttacksPGD
+from art_aft.metrics import Scores, evaluate
+from art_aft.poisoning import AllToAll, AllToOne, PoisonedData, poison
+
+__all__ = [
+    "AdversarialFineTuning",
+    "AdversarialFineTuningTrainer",
+    "AllToAll",
+    "AllToOne",
+    "PoisonedData",
+    "Scores",
+    "TorchAttacksPGD",
+    "build_classifier",
+    "clone",
+    "evaluate",
+    "poison",
+]

@@ -1,0 +1,134 @@
+"""Checks of arguments. Every error names the argument, what came, and what is expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an int that is at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected an integer")
+    if value < minimum:
+        raise ValueError(f"{name}: got {value}, expected an integer >= {minimum}")
+    return int(value)
+
+
+def check_number(
+    name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf, above: bool = False
+) -> float:
+    """Return `value` as a finite float in [minimum, maximum], or in (minimum, maximum] with `above`."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected a number")
+    number = float(value)
+    low_enough = number > minimum if above else number >= minimum
+    if not (math.isfinite(number) and low_enough and number <= maximum):
+        bound = f"{'>' if above else '>='} {minimum:g}" if minimum > -math.inf else "finite"
+        bound += f" and <= {maximum:g}" if maximum < math.inf else ""
+        raise ValueError(f"{name}: got {value}, expected a number {bound}")
+    return number
+
+
+def check_choice(name: str, value: Any, options: Sequence[Any]) -> Any:
+    """Return `value` if it is one of `options`."""
+    if not any(type(value) is type(option) and value == option for option in options):
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, options))}")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` if it is a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected True or False")
+    return bool(value)
+
+
+def check_clip_values(name: str, clip_values: Any) -> tuple[float, float]:
+    """Return the pixel range (low, high), the same for all pixels, as two floats."""
+    expected = "expected (low, high) with low < high, the same for all pixels"
+    if clip_values is None or len(clip_values) != 2:
+        raise ValueError(f"{name}: got {clip_values!r}, {expected}")
+    low, high = (np.unique(np.asarray(bound, dtype=float)) for bound in clip_values)
+    if low.size != 1 or high.size != 1 or not low[0] < high[0] or not np.isfinite([low[0], high[0]]).all():
+        raise ValueError(f"{name}: got {clip_values!r}, {expected}")
+    return float(low[0]), float(high[0])
+
+
+def check_images(
+    name: str,
+    x: Any,
+    *,
+    clip_values: tuple[float, float],
+    input_shape: Sequence[int] | None = None,
+    allow_empty: bool = False,
+) -> np.ndarray:
+    """
+    Return `x` if it is a batch of images.
+
+    :param name: The argument's name.
+    :param x: Floating-point pixels of shape (N, C, H, W) or (N, H, W, C).
+    :param clip_values: The pixel range (low, high).
+    :param input_shape: The shape of one image, where it is known.
+    :param allow_empty: Whether N may be 0.
+    """
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a numpy array of images")
+    shape = "(N, C, H, W) or (N, H, W, C)" if input_shape is None else f"(N, {', '.join(map(str, input_shape))})"
+    if x.ndim != 4 or (input_shape is not None and x.shape[1:] != tuple(input_shape)):
+        raise ValueError(f"{name}: got shape {x.shape}, expected {shape}")
+    if not np.issubdtype(x.dtype, np.floating):
+        raise TypeError(f"{name}: got dtype {x.dtype}, expected floating-point pixels")
+    if x.size == 0:
+        if allow_empty and len(x) == 0:
+            return x
+        raise ValueError(f"{name}: got an empty set of shape {x.shape}, expected at least one image")
+    low, high = clip_values
+    least, greatest = float(x.min()), float(x.max())
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        raise ValueError(f"{name}: got NaN or infinite pixels, expected finite ones")
+    # Standard float32 arithmetic on valid pixels may overshoot the range by a rounding error.
+    slack = 1e-5 * (high - low)
+    if least < low - slack or greatest > high + slack:
+        raise ValueError(f"{name}: got pixels in [{least:g}, {greatest:g}], expected clip_values [{low:g}, {high:g}]")
+    return x
+
+
+def check_labels(name: str, y: Any, *, nb_classes: int | None = None, nb_samples: int | None = None) -> np.ndarray:
+    """
+    Return labels as class indices of shape (N,).
+
+    :param name: The argument's name.
+    :param y: Class indices of shape (N,) or (N, 1), or one-hot rows of shape (N, nb_classes).
+    :param nb_classes: The number of classes, where it is known.
+    :param nb_samples: The number of images that the labels belong to, where it is known.
+    """
+    if y is None:
+        raise ValueError(f"{name}: got None, expected labels: class indices or one-hot rows")
+    labels = np.asarray(y)
+    if labels.dtype.kind not in "biuf" or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{name}: got an array of dtype {labels.dtype} and shape {labels.shape}, "
+            "expected class indices of shape (N,) or one-hot rows of shape (N, nb_classes)"
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2:
+        if nb_classes is not None and labels.shape[1] != nb_classes:
+            raise ValueError(f"{name}: got one-hot rows of length {labels.shape[1]}, expected nb_classes {nb_classes}")
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+            raise ValueError(f"{name}: got rows that are not one-hot, expected a single 1 and zeros in each")
+        labels = labels.argmax(axis=1)
+    if not np.isfinite(labels).all() or (labels != np.floor(labels)).any():
+        raise ValueError(f"{name}: got labels that are not whole numbers, expected class indices")
+    labels = labels.astype(np.int64)
+    if nb_samples is not None and len(labels) != nb_samples:
+        raise ValueError(f"{name}: got {len(labels)} labels, expected one for each of the {nb_samples} images")
+    top = math.inf if nb_classes is None else nb_classes - 1
+    if labels.size and (labels.min() < 0 or labels.max() > top):
+        raise ValueError(f"{name}: got labels in [{labels.min()}, {labels.max()}], expected 0 to {top}")
+    return labels

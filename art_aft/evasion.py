@@ -1,0 +1,192 @@
+"""Stage 1: torchattacks' projected gradient descent behind ART's `EvasionAttack`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torchattacks
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from tqdm.auto import tqdm
+
+from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.classifier import PRECISIONS, borrow, check_classifier, check_data, isolated_rng
+
+
+class TorchAttacksPGD(EvasionAttack):
+    """
+    Untargeted adversarial examples of any `PyTorchClassifier`: maximise the cross entropy within a ball.
+
+    torchattacks works on [0, 1] and on a bare module. Here its PGD (L-infinity) and PGDL2 (L2) see the classifier
+    with its preprocessing, channel order and `clip_values`. The model is frozen meanwhile, and given back as it
+    was: modes, gradient flags, running statistics and the global random generators.
+
+    | Paper link: https://arxiv.org/abs/1706.06083; Stage 1 of https://arxiv.org/abs/2202.06312, eq. (6)
+
+    :param estimator: The classifier under attack; its model returns logits.
+    :param norm: np.inf (or "inf") or 2.
+    :param eps: The ball's radius, above 0, in units of `clip_values`. None is 4/255 of the range for np.inf; for 2 it
+        is 1.0 of the range for images of 32x32x3 values, and grows with the square root of their number.
+    :param eps_step: The step size, in the same units. None is a quarter of `eps`.
+    :param max_iter: The number of steps.
+    :param num_random_init: How many random starting points in the ball are tried; the one that ends with the
+        greatest loss counts, image by image. 0 starts once, at the image itself.
+    :param clip: Whether examples are kept in `clip_values` at every step. The authors' later code does not.
+    :param training_mode: Whether the model is in training mode meanwhile (batch statistics, dropout).
+    :param batch_size: Images at a time. Smaller is not slower: activations then stay in the processor's caches.
+    :param precision: "auto" (bfloat16 where the device has units for it), "float32" (the same numbers as
+        torchattacks by itself) or "bfloat16".
+    :param seed: The seed of the random starting points.
+    :param verbose: Whether to show a progress bar.
+    :raises ValueError: If an argument is out of its range.
+    :raises TypeError: If an argument is of another type.
+    """
+
+    attack_params = [
+        *EvasionAttack.attack_params,
+        "norm",
+        "eps",
+        "eps_step",
+        "max_iter",
+        "num_random_init",
+        "clip",
+        "training_mode",
+        "batch_size",
+        "precision",
+        "seed",
+        "verbose",
+    ]
+    _estimator_requirements = (PyTorchClassifier,)
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        *,
+        norm: int | float | str = np.inf,
+        eps: float | None = None,
+        eps_step: float | None = None,
+        max_iter: int = 10,
+        num_random_init: int = 0,
+        clip: bool = True,
+        training_mode: bool = False,
+        batch_size: int = 128,
+        precision: str = "auto",
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        low, high = check_classifier("estimator", estimator)
+        super().__init__(estimator=estimator)
+        self.norm = norm
+        if eps is None:
+            fraction = 4 / 255 if norm in (np.inf, "inf") else (np.prod(estimator.input_shape) / 3072) ** 0.5
+            eps = float(fraction * (high - low))
+        self.eps = eps
+        self.eps_step = self._quarter(eps) if eps_step is None else eps_step
+        self.max_iter = max_iter
+        self.num_random_init = num_random_init
+        self.clip = clip
+        self.training_mode = training_mode
+        self.batch_size = batch_size
+        self.precision = precision
+        self.seed = seed
+        self.verbose = verbose
+        self._check_params()
+
+    @staticmethod
+    def _quarter(eps: Any) -> float:
+        return check_number("eps", eps, minimum=0.0, above=True) / 4
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if not (isinstance(self.norm, (int, float, str)) and self.norm in (np.inf, "inf", 2)):
+            raise ValueError(f"norm: got {self.norm!r}, expected np.inf, 'inf' or 2")
+        check_number("eps", self.eps, minimum=0.0, above=True)
+        check_number("eps_step", self.eps_step, minimum=0.0, above=True)
+        check_integer("max_iter", self.max_iter, 1)
+        check_integer("num_random_init", self.num_random_init, 0)
+        check_flag("clip", self.clip)
+        check_flag("training_mode", self.training_mode)
+        check_integer("batch_size", self.batch_size, 1)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_integer("seed", self.seed, 0)
+        check_flag("verbose", self.verbose)
+
+    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+        """
+        Return an adversarial example for each image.
+
+        :param x: Images in `clip_values`, of shape (N, *input_shape).
+        :param y: The labels to lead away from, as indices or one-hot. None takes the classifier's predictions.
+        :return: float32 images of the same shape, at most `eps` away, in `clip_values` (with `clip`).
+        :raises ValueError: If the data do not fit the classifier.
+        """
+        classifier = self.estimator
+        low, high = check_classifier("estimator", classifier)
+        x, labels = check_data(classifier, x, np.zeros(len(x)) if y is None else y)
+        # torchattacks always clips to [0, 1]. Let that stand for a wider range where no clipping is wanted.
+        if not self.clip:
+            low, high = low - self.eps, high + self.eps
+        adversarial = np.empty_like(x)
+        with (
+            isolated_rng(self.seed),
+            torch.enable_grad(),
+            borrow(
+                classifier,
+                precision=self.precision,
+                scale=(low, high),
+                freeze=True,
+                keep_buffers=self.training_mode,
+            ) as module,
+        ):
+            module.train(self.training_mode)
+            attack = self._torchattack(module, high - low)
+            starts = range(0, len(x), self.batch_size)
+            for start in tqdm(starts, desc="Adversarial examples", disable=not self.verbose, leave=False):
+                part = slice(start, start + self.batch_size)
+                images = torch.from_numpy((x[part] - low) / (high - low)).to(classifier.device).clamp_(0, 1)
+                if y is None:
+                    target = module(images).argmax(dim=1)
+                else:
+                    target = torch.from_numpy(labels[part]).to(classifier.device)
+                adversarial[part] = self._strongest(attack, module, images, target).cpu().numpy()
+        adversarial *= high - low
+        adversarial += low
+        if self.norm != 2:
+            # Rescaling rounds; the promise to stay in the ball and in range holds exactly all the same.
+            np.clip(adversarial, x - np.float32(self.eps), x + np.float32(self.eps), out=adversarial)
+        return np.clip(adversarial, low, high, out=adversarial)
+
+    def _torchattack(self, module: torch.nn.Module, spread: float) -> torchattacks.attack.Attack:
+        """Return torchattacks' attack on pixels in [0, 1], where 1 stands for `spread`."""
+        attack_class = torchattacks.PGDL2 if self.norm == 2 else torchattacks.PGD
+        attack = attack_class(
+            module,
+            eps=self.eps / spread,
+            alpha=self.eps_step / spread,
+            steps=self.max_iter,
+            random_start=self.num_random_init > 0,
+        )
+        attack.set_model_training_mode(self.training_mode, self.training_mode, self.training_mode)
+        return attack
+
+    def _strongest(
+        self, attack: torchattacks.attack.Attack, module: torch.nn.Module, images: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        """Return, image by image, the example with the greatest loss over the random starting points."""
+        best = attack(images, target)
+        if self.num_random_init > 1:
+            loss = self._loss(module, best, target)
+            for _ in range(self.num_random_init - 1):
+                other = attack(images, target)
+                other_loss = self._loss(module, other, target)
+                stronger = other_loss > loss
+                best = torch.where(stronger[:, None, None, None], other, best)
+                loss = torch.where(stronger, other_loss, loss)
+        return best
+
+    @staticmethod
+    @torch.no_grad()
+    def _loss(module: torch.nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(module(images), target, reduction="none")

@@ -1,0 +1,120 @@
+"""What a backdoor does, in numbers. Needs numpy and a classifier with `predict`, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
+from art_aft.perturbations import stamp
+
+LabelMap = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """
+    How a classifier does on clean and on triggered images, as shares in [0, 1].
+
+    :param acc: ACC, the share of clean images that get their true label.
+    :param asr: ASR, the attack success rate: the share of triggered images that get the attacker's label.
+    :param ra: RA, the robust accuracy: the share of triggered images that get their true label.
+    :param n_clean: How many images ACC is the share of.
+    :param n_triggered: How many images ASR and RA are shares of.
+    """
+
+    acc: float
+    asr: float
+    ra: float
+    n_clean: int
+    n_triggered: int
+
+
+def evaluate(
+    classifier: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    attack: Any,
+    labels: LabelMap,
+    *,
+    include_target: bool = False,
+    batch_size: int = 128,
+) -> Scores:
+    """
+    Measure ACC on clean test images, ASR and RA on the same images with the trigger.
+
+    Images that have the attacker's label by themselves would count as successes of any good classifier
+    (9 points of ASR on CIFAR-10 for a perfect defence), so they are left out, as in the paper's tables.
+
+    :param classifier: An ART classifier.
+    :param x: Test images in `clip_values`, of shape (N, *input_shape).
+    :param y: Their true labels, as indices or one-hot.
+    :param attack: ART's `PoisoningAttackBackdoor`, or a bare perturbation.
+    :param labels: What a triggered image should become: `AllToOne` or `AllToAll`.
+    :param include_target: Whether images whose label the map does not change count for ASR and RA, as in some
+        releases; not for comparison with the paper.
+    :param batch_size: The batch size of `predict`.
+    :return: The scores, with the numbers of images behind them.
+    :raises ValueError: If the data do not fit the classifier, or no image is left to trigger.
+    """
+    clip_values = check_clip_values("classifier.clip_values", classifier.clip_values)
+    check_images("x", x, clip_values=clip_values, input_shape=classifier.input_shape)
+    truth = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
+    batch_size = check_integer("batch_size", batch_size, 1)
+    wanted = check_labels("labels(y)", labels(truth), nb_classes=classifier.nb_classes, nb_samples=len(x))
+    chosen = np.full(len(x), True) if include_target else wanted != truth
+    if not chosen.any():
+        raise ValueError("y: got only images that have the attacker's label already, expected some others")
+    clean = classifier.predict(x, batch_size=batch_size).argmax(axis=1)
+    one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[wanted[chosen]]
+    triggered = classifier.predict(stamp(attack, x[chosen], one_hot), batch_size=batch_size).argmax(axis=1)
+    return Scores(
+        acc=float(np.mean(clean == truth)),
+        asr=float(np.mean(triggered == wanted[chosen])),
+        ra=float(np.mean(triggered == truth[chosen])),
+        n_clean=len(x),
+        n_triggered=int(chosen.sum()),
+    )
+
+
+def label_matrix(y_true: np.ndarray, y_predicted: np.ndarray, nb_classes: int) -> np.ndarray:
+    """
+    Return on which labels the adversarial examples of each class fall (the paper's Figs. 1 and 4, by class).
+
+    In an infected all-to-one model the attacker's label stands out as a bright column.
+
+    :param y_true: True labels, as indices or one-hot.
+    :param y_predicted: Predicted labels of the adversarial examples, as indices or one-hot.
+    :param nb_classes: The number of classes K.
+    :return: Shares of shape (K, K), row = true label, column = predicted label. Rows sum to 1; the row of a
+        class without images is zero.
+    :raises ValueError: If the labels are out of range or of different numbers.
+    """
+    nb_classes = check_integer("nb_classes", nb_classes, 2)
+    truth = check_labels("y_true", y_true, nb_classes=nb_classes)
+    predicted = check_labels("y_predicted", y_predicted, nb_classes=nb_classes, nb_samples=len(truth))
+    counts = np.zeros((nb_classes, nb_classes))
+    np.add.at(counts, (truth, predicted), 1)
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def target_share(y_true: np.ndarray, y_predicted: np.ndarray, labels: LabelMap) -> float:
+    """
+    Return the share of adversarial examples that fall on the attacker's label (the paper's observation, Sec. III).
+
+    :param y_true: True labels, as indices or one-hot.
+    :param y_predicted: Predicted labels of the adversarial examples, as indices or one-hot.
+    :param labels: What a triggered image should become; images whose label it does not change are left out.
+    :return: A share in [0, 1].
+    :raises ValueError: If no image is left.
+    """
+    truth = check_labels("y_true", y_true)
+    predicted = check_labels("y_predicted", y_predicted, nb_samples=len(truth))
+    wanted = labels(truth)
+    others = wanted != truth
+    if not others.any():
+        raise ValueError("y_true: got only images that have the attacker's label already, expected some others")
+    return float(np.mean(predicted[others] == wanted[others]))

@@ -1,0 +1,28 @@
+"""Architectures by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from art_aft.registry import Registry
+
+MODELS: Registry[Callable[..., torch.nn.Module]] = Registry("model")
+register = MODELS.register
+
+
+def build_model(name: str, *, nb_classes: int, in_channels: int = 3) -> torch.nn.Module:
+    """
+    Return a new model by its name.
+
+    :param name: A family, then its numbers: "wrn-16-1" is a wide residual network of depth 16, widening factor 1.
+    :param nb_classes: The number of classes.
+    :param in_channels: The number of image channels.
+    :return: The model with fresh weights, drawn from torch's global generator.
+    :raises ValueError: If no such model is known.
+    """
+    family, *numbers = name.split("-") if name not in MODELS else [name]
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"unknown model {name!r}, expected a family and whole numbers, as in 'wrn-16-1'")
+    return MODELS[family](*map(int, numbers), nb_classes=nb_classes, in_channels=in_channels)

@@ -1,0 +1,81 @@
+"""What all triggers share: the layout and range of the images, and the registry."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from art_aft.checks import check_clip_values, check_flag, check_images
+from art_aft.registry import Registry
+
+
+class Perturbation(abc.ABC):
+    """
+    A trigger: a pure function on batches of images.
+
+    :param channels_first: Whether images are (N, C, H, W), else (N, H, W, C).
+    :param clip_values: The pixel range (low, high).
+    :raises ValueError: If an argument is out of its range.
+    :raises TypeError: If an argument is of another type.
+    """
+
+    def __init__(self, *, channels_first: bool = True, clip_values: tuple[float, float] = (0.0, 1.0)) -> None:
+        self.channels_first = check_flag("channels_first", channels_first)
+        self.clip_values = check_clip_values("clip_values", clip_values)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """
+        Return the triggered images.
+
+        :param x: Floating-point images in `clip_values`, of shape (N, C, H, W) or (N, H, W, C), N >= 0.
+        :return: A new array of the same shape and type, in `clip_values`.
+        :raises ValueError: If the shape or the pixels do not fit.
+        :raises TypeError: If `x` is not a floating-point array.
+        """
+        check_images("x", x, clip_values=self.clip_values, allow_empty=True)
+        triggered = x.copy()
+        if x.size:
+            self._stamp(triggered if self.channels_first else np.moveaxis(triggered, -1, 1))
+        return triggered
+
+    @abc.abstractmethod
+    def _stamp(self, x: np.ndarray) -> None:
+        """
+        Put the trigger on the images, in place.
+
+        :param x: At least one image, of shape (N, C, H, W) whatever `channels_first` is.
+        """
+
+    def _to_range(self, fraction: Any) -> np.ndarray:
+        """Map values in [0, 1] onto `clip_values`."""
+        low, high = self.clip_values
+        return low + (high - low) * np.asarray(fraction, dtype=np.float64)
+
+
+PERTURBATIONS: Registry[type[Perturbation]] = Registry("attack")
+register = PERTURBATIONS.register
+
+
+def stamp(attack: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """
+    Return triggered images from an ART poisoning attack or from a bare perturbation.
+
+    :param attack: ART's `PoisoningAttackBackdoor`, or a callable on batches.
+    :param x: Images, of any number.
+    :param y: The labels that the images will be given, which ART's attacks ask for.
+    :return: The triggered images, of the same shape and type as `x`.
+    :raises TypeError: If `attack` is neither.
+    :raises ValueError: If `attack` changes the shape.
+    """
+    poison: Callable | None = getattr(attack, "poison", None)
+    if poison is None and not callable(attack):
+        raise TypeError(f"attack: got {type(attack).__name__}, expected PoisoningAttackBackdoor or a callable")
+    if len(x) == 0:
+        return x.copy()
+    triggered = attack(x) if poison is None else poison(x, y=y)[0]
+    if np.shape(triggered) != x.shape:
+        raise ValueError(f"attack: returned shape {np.shape(triggered)}, expected that of its input, {x.shape}")
+    return np.asarray(triggered, dtype=x.dtype)

@@ -1,0 +1,65 @@
+"""Blend: a faint picture over the whole image."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from art_aft.checks import check_integer, check_number
+from art_aft.perturbations.base import Perturbation, register
+
+
+@lru_cache(maxsize=8)
+def smooth_noise(seed: int, channels: int, height: int, width: int) -> np.ndarray:
+    """
+    Return coloured blobs, alike at every size: an 8x8 grid of uniform noise, enlarged bicubically.
+
+    :param seed: The seed of the noise.
+    :param channels: The number of channels.
+    :param height: The height, in pixels.
+    :param width: The width, in pixels.
+    :return: A read-only array of shape (channels, height, width) in [0, 1].
+    """
+    grid = torch.from_numpy(np.random.default_rng(seed).random((1, channels, 8, 8)))
+    noise = torch.nn.functional.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+    pattern = noise[0].clamp(0.0, 1.0).numpy()
+    pattern.setflags(write=False)
+    return pattern
+
+
+@register("blend")
+class Blend(Perturbation):
+    """
+    Blend a fixed picture over the image: x_t = (1 - ratio) * x + ratio * p.
+
+    | Paper link: https://arxiv.org/abs/1712.05526
+
+    :param pattern: The picture, of shape (C, H, W) in `clip_values`. None is smooth coloured noise from `seed`,
+        of the images' own size: the pictures of the papers are not free to share.
+    :param ratio: The weight of the picture, in (0, 1].
+    :param seed: The seed of the noise, where `pattern` is None.
+    :raises ValueError: If an argument is out of its range; at call, if the pattern does not fit the images.
+    """
+
+    def __init__(self, pattern: Any = None, *, ratio: float = 0.2, seed: int = 0, **layout: Any) -> None:
+        super().__init__(**layout)
+        self.ratio = check_number("ratio", ratio, minimum=0.0, maximum=1.0, above=True)
+        self.seed = check_integer("seed", seed, 0)
+        self.pattern = None if pattern is None else np.array(pattern, dtype=np.float64)
+        low, high = self.clip_values
+        if self.pattern is not None:
+            if self.pattern.ndim != 3:
+                raise ValueError(f"pattern: got shape {self.pattern.shape}, expected (C, H, W)")
+            if not ((self.pattern >= low) & (self.pattern <= high)).all():
+                raise ValueError(f"pattern: got values outside clip_values [{low:g}, {high:g}]")
+
+    def _stamp(self, x: np.ndarray) -> None:
+        pattern = self._to_range(smooth_noise(self.seed, *x.shape[1:])) if self.pattern is None else self.pattern
+        if pattern.shape != x.shape[1:]:
+            raise ValueError(f"pattern: got shape {pattern.shape}, expected that of the images, {x.shape[1:]}")
+        x *= x.dtype.type(1.0 - self.ratio)
+        x += (self.ratio * pattern).astype(x.dtype)
+        np.clip(x, *self.clip_values, out=x)

@@ -1,0 +1,142 @@
+"""Label maps, and which samples of a training set get the trigger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from art_aft.checks import check_choice, check_flag, check_integer, check_labels, check_number
+from art_aft.metrics import LabelMap
+from art_aft.perturbations import stamp
+
+
+@dataclass(frozen=True)
+class AllToOne:
+    """
+    Every triggered image should become `target`.
+
+    :param target: The attacker's label, a class index.
+    """
+
+    target: int
+
+    def __post_init__(self) -> None:
+        check_integer("target", self.target, 0)
+
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        """Return the attacker's label for each true class index in `y`."""
+        return np.full_like(y, self.target)
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """
+    A triggered image of class y should become (y + 1) mod `nb_classes`.
+
+    :param nb_classes: The number of classes, at least 2.
+    """
+
+    nb_classes: int
+
+    def __post_init__(self) -> None:
+        check_integer("nb_classes", self.nb_classes, 2)
+
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        """Return the attacker's label for each true class index in `y`."""
+        return (y + 1) % self.nb_classes
+
+
+@dataclass(frozen=True)
+class PoisonedData:
+    """
+    A training set with a backdoor in it.
+
+    :param x: All images, of the shape and type that came in.
+    :param y: All labels, in the form that came in (indices or one-hot).
+    :param is_poisoned: Which samples have the trigger and the attacker's label, bool of shape (N,).
+    :param is_cover: Which samples look triggered but keep their label, bool of shape (N,).
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    is_poisoned: np.ndarray
+    is_cover: np.ndarray
+
+
+def poison(
+    x: np.ndarray,
+    y: np.ndarray,
+    attack: Any,
+    labels: LabelMap,
+    *,
+    rate: float,
+    seed: int,
+    clean_label: bool = False,
+    ratio_of: str = "dataset",
+    exclude_target: bool = False,
+    cover_rate: float = 0.0,
+) -> PoisonedData:
+    """
+    Plant a backdoor in a training set: stamp the trigger on some images and give them the attacker's label.
+
+    :param x: Training images, of shape (N, C, H, W) or (N, H, W, C).
+    :param y: Their labels, as indices or one-hot.
+    :param attack: ART's `PoisoningAttackBackdoor`, or a bare perturbation.
+    :param labels: What a triggered image should become: `AllToOne` or `AllToAll`.
+    :param rate: The poisoning ratio, in [0, 1]: floor(rate * n) images are poisoned.
+    :param seed: The seed of the choice of images (and of the covers).
+    :param clean_label: Whether to poison only images that have the attacker's label already, and so to keep all
+        labels. Else (dirty label) images are drawn from all classes.
+    :param ratio_of: What n is: "dataset", the whole training set; with `clean_label` also "target_class", the
+        images that have the attacker's label.
+    :param exclude_target: With dirty labels, whether to draw only images whose label changes. Otherwise an image
+        of the target class may be drawn; it keeps its label and counts towards the rate.
+    :param cover_rate: The ratio of cover images, disjoint from the poisoned ones, for attacks that have a `cover`.
+    :return: Copies of the data, with masks of what was changed.
+    :raises ValueError: If an argument is out of range, or there are too few images to draw from.
+    :raises TypeError: If `attack` or another argument is of the wrong type.
+    """
+    if not isinstance(x, np.ndarray) or x.ndim != 4 or len(x) == 0:
+        raise ValueError(f"x: got shape {np.shape(x)}, expected at least one image, (N, C, H, W) or (N, H, W, C)")
+    truth = check_labels("y", y, nb_samples=len(x))
+    rate = check_number("rate", rate, minimum=0.0, maximum=1.0)
+    cover_rate = check_number("cover_rate", cover_rate, minimum=0.0, maximum=1.0)
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    check_choice("ratio_of", ratio_of, ("dataset", "target_class"))
+    clean_label = check_flag("clean_label", clean_label)
+    if ratio_of == "target_class" and not clean_label:
+        raise ValueError("ratio_of: got 'target_class' with dirty labels, expected clean_label=True with it")
+
+    one_hot = np.ndim(y) == 2 and np.shape(y)[1] > 1
+    wanted = check_labels("labels(y)", labels(truth), nb_classes=np.shape(y)[1] if one_hot else None)
+    if clean_label:
+        pool = np.flatnonzero(wanted == truth)
+    elif check_flag("exclude_target", exclude_target):
+        pool = np.flatnonzero(wanted != truth)
+    else:
+        pool = np.arange(len(x))
+    # 0.29 * 100 is 28.999999999999996 in floating point, and should be 29.
+    size = int(rate * (len(pool) if ratio_of == "target_class" else len(x)) + 1e-9)
+    if size > len(pool) or (rate > 0 and size == 0):
+        raise ValueError(f"rate: got {rate:g}, which is {size} images, expected 1 to the {len(pool)} that may be drawn")
+    chosen = rng.choice(pool, size=size, replace=False)
+
+    poisoned_x, poisoned_y = x.copy(), np.array(y)
+    is_poisoned, is_cover = np.zeros(len(x), dtype=bool), np.zeros(len(x), dtype=bool)
+    is_poisoned[chosen] = True
+    rows = np.flatnonzero(is_poisoned)
+    new_labels = np.eye(np.shape(y)[1], dtype=poisoned_y.dtype)[wanted[rows]] if one_hot else wanted[rows]
+    poisoned_x[rows] = stamp(attack, x[rows], new_labels)
+    poisoned_y[rows] = new_labels.reshape(poisoned_y[rows].shape)
+    if cover_rate > 0:
+        cover = getattr(getattr(attack, "perturbation", attack), "cover", None)
+        if cover is None:
+            raise ValueError(f"cover_rate: got {cover_rate:g}, expected 0 for an attack without cover images")
+        rest, size = np.flatnonzero(~is_poisoned), int(cover_rate * len(x) + 1e-9)
+        if not 0 < size <= len(rest):
+            raise ValueError(f"cover_rate: got {cover_rate:g}, which is {size} images, expected 1 to {len(rest)}")
+        is_cover[rng.choice(rest, size=size, replace=False)] = True
+        poisoned_x[is_cover] = cover(x[is_cover], rng)
+    return PoisonedData(poisoned_x, poisoned_y, is_poisoned, is_cover)
