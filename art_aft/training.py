@@ -1,18 +1,19 @@
-"""Everything that runs `PyTorchClassifier`'s fit: batches, augmentation, schedules."""
+"""Everything that runs `PyTorchClassifier`'s fit: recipes, schedules, the loop."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from art.data_generators import PyTorchDataGenerator
 from art.estimators.classification import PyTorchClassifier
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from art_aft.batches import Augmentation, Batches, EachBatch, EachEpoch, batch_sizes
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import PRECISIONS, PixelModule, borrow, check_data, isolated_rng
 
@@ -87,109 +88,14 @@ class Recipe:
         return max(passed)[1] if passed else (self.learning_rate or 0.0)
 
 
-def augment(x: torch.Tensor, padding: int, mirror: bool, low: float, rng: torch.Generator) -> torch.Tensor:
-    """
-    Return randomly cropped and mirrored images; each image has its own draw.
-
-    :param x: Images of shape (N, C, H, W).
-    :param padding: The width of the border that is added before cropping, in pixels; 0 is no crop.
-    :param mirror: Whether to mirror each image with probability one half.
-    :param low: The value of the border.
-    :param rng: A CPU generator.
-    """
-    n, _, height, width = x.shape
-    if padding:
-        padded = torch.nn.functional.pad(x, [padding] * 4, value=low)
-        corner = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=rng).to(x.device)
-        rows = (corner[0] + torch.arange(height, device=x.device))[:, None, :, None]
-        columns = (corner[1] + torch.arange(width, device=x.device))[:, None, None, :]
-        image = torch.arange(n, device=x.device)[:, None, None, None]
-        channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-        x = padded[image, channel, rows, columns]
-    if mirror:
-        flipped = torch.randint(0, 2, (n, 1, 1, 1), generator=rng).to(x.device, torch.bool)
-        x = torch.where(flipped, x.flip(3), x)
-    return x
-
-
-class Batches(IterableDataset):
-    """
-    Shuffled, augmented batches that live on the device, for ART's `PyTorchDataGenerator`.
-
-    :param x: Images of shape (N, *input_shape), a tensor on the device.
-    :param y: Labels as indices, a tensor on the device.
-    :param recipe: Batch size, augmentation and the number of steps.
-    :param low: The lowest pixel value, for the border of crops.
-    :param channels_first: Whether images are (N, C, H, W).
-    :param nb_classes: The number of classes.
-    """
-
-    def __init__(
-        self, x: torch.Tensor, y: torch.Tensor, recipe: Recipe, low: float, channels_first: bool, nb_classes: int
-    ) -> None:
-        self.x, self.recipe, self.low, self.channels_first = x, recipe, low, channels_first
-        self.y = torch.nn.functional.one_hot(y, nb_classes)
-        self.rng = torch.Generator().manual_seed(recipe.seed)
-        self.sizes = batch_sizes(len(x), recipe.batch_size)
-        total = len(self.sizes) * recipe.nb_epochs
-        self.total_steps = total if recipe.max_steps is None else min(total, recipe.max_steps)
-        self.steps = 0
-        self.epoch = 0
-        self.each_epoch: Callable[[int], np.ndarray | None] | None = None
-        self.each_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-        self.clean: tuple[torch.Tensor, float] | None = None
-        self.after_epoch: Callable[[int], None] | None = None
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        fresh = self.each_epoch(self.epoch) if self.each_epoch else None
-        if fresh is not None:
-            self.x = torch.from_numpy(fresh).to(self.x.device)
-        order = torch.randperm(len(self.x), generator=self.rng).to(self.x.device)
-        for index in order.split(self.sizes):
-            if self.steps == self.total_steps:
-                return
-            self.steps += 1
-            yield self._images(index), self.y[index]
-        # Reached only when ART asks for more, that is after the last step of the epoch.
-        self.epoch += 1
-        if self.after_epoch:
-            self.after_epoch(self.epoch)
-
-    def _images(self, index: torch.Tensor) -> torch.Tensor:
-        """Return the images of one batch as they enter the classifier."""
-        x = self._augmented(self.x[index])
-        if self.each_batch:
-            x = self.each_batch(x, self.y[index].argmax(dim=1))
-        if self.clean:
-            images, share = self.clean
-            count = round(share * len(index))
-            x = torch.cat([self._augmented(images[index[:count]]), x[count:]])
-        return x
-
-    def _augmented(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.recipe.padding or self.recipe.mirror):
-            return x
-        x = x if self.channels_first else x.permute(0, 3, 1, 2)
-        x = augment(x, self.recipe.padding, self.recipe.mirror, self.low, self.rng)
-        return x if self.channels_first else x.permute(0, 2, 3, 1)
-
-
-def batch_sizes(n: int, batch_size: int) -> list[int]:
-    """Return batch sizes that add up to n; a last batch of one image, on which BatchNorm fails, joins the other."""
-    sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
-    if len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [sizes[-2] + 1]
-    return sizes
-
-
 def fit(
     classifier: PyTorchClassifier,
     x: np.ndarray,
     y: np.ndarray,
     recipe: Recipe,
     *,
-    each_epoch: Callable[[int], np.ndarray | None] | None = None,
-    each_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    each_epoch: EachEpoch | None = None,
+    each_batch: EachBatch | None = None,
     clean: tuple[np.ndarray, float] | None = None,
     after_epoch: Callable[[int], None] | None = None,
     verbose: bool = False,
@@ -205,7 +111,7 @@ def fit(
     :param y: Labels, as indices or one-hot.
     :param recipe: How to train.
     :param each_epoch: Called with the epoch's number, from 0, at its start; may return new images for the same labels.
-    :param each_batch: Called with the augmented images and label indices of each batch; returns the images to train on.
+    :param each_batch: Called with the augmented images and label indices of each batch; returns both as trained on.
     :param clean: Other images for the same labels, and the share of each batch, in [0, 1], that is taken from them.
     :param after_epoch: Called with the number of finished epochs after each of them.
     :param verbose: Whether to show a progress bar.
@@ -219,10 +125,12 @@ def fit(
     batches = Batches(
         torch.from_numpy(x).to(device),
         torch.from_numpy(labels).to(device),
-        recipe,
-        low,
-        classifier.channels_first,
-        classifier.nb_classes,
+        nb_classes=classifier.nb_classes,
+        batch_size=recipe.batch_size,
+        nb_epochs=recipe.nb_epochs,
+        max_steps=recipe.max_steps,
+        augmentation=Augmentation(recipe.padding, recipe.mirror, low, classifier.channels_first),
+        seed=recipe.seed,
     )
     batches.each_epoch, batches.each_batch = each_epoch, each_batch
     if clean is not None:
@@ -234,7 +142,7 @@ def fit(
         module.freeze_bn = recipe.freeze_bn
         optimizer = _optimizer(classifier, module, recipe)
         bar = tqdm(total=batches.total_steps, desc=description, unit="step", disable=not verbose, leave=False)
-        scheduler = None if recipe.learning_rate is None else _scheduler(optimizer, batches)
+        scheduler = None if recipe.learning_rate is None else _scheduler(optimizer, recipe, batches)
 
         def after_step(*_: object) -> None:
             bar.update()
@@ -292,14 +200,42 @@ def _optimizer(classifier: PyTorchClassifier, module: PixelModule, recipe: Recip
     )
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, batches: Batches) -> torch.optim.lr_scheduler.LRScheduler:
-    recipe, steps = batches.recipe, batches.total_steps
-    peak = recipe.learning_rate or 0.0
+def _scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, batches: Batches
+) -> torch.optim.lr_scheduler.LRScheduler:
+    steps, peak = batches.total_steps, recipe.learning_rate or 0.0
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     if recipe.schedule == "one_cycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate_at(step // len(batches.sizes)) / peak)
+
+
+class BestEpoch:
+    """
+    Remembers the weights of the epoch with the best accuracy on held-out data, the latest of equals; for `after_epoch`.
+
+    :param classifier: The classifier in training.
+    :param data: Held-out images and label indices.
+    :param batch_size: Images a prediction.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier, data: tuple[np.ndarray, np.ndarray], batch_size: int) -> None:
+        self.classifier, self.data, self.batch_size = classifier, data, batch_size
+        self.accuracy = -1.0
+        self.state: dict[str, torch.Tensor] | None = None
+
+    def __call__(self, epoch: int) -> None:
+        x, y = self.data
+        accuracy = float(np.mean(self.classifier.predict(x, batch_size=self.batch_size).argmax(axis=1) == y))
+        if accuracy >= self.accuracy:
+            self.accuracy = accuracy
+            self.state = {key: value.clone() for key, value in self.classifier.model.state_dict().items()}
+
+    def restore(self) -> None:
+        """Give the classifier the best epoch's weights, if an epoch has ended."""
+        if self.state is not None:
+            self.classifier.model.load_state_dict(self.state)
 
 
 def recalibrate_batch_norm(classifier: PyTorchClassifier, x: np.ndarray, *, batch_size: int = 128) -> None:
@@ -326,20 +262,3 @@ def recalibrate_batch_norm(classifier: PyTorchClassifier, x: np.ndarray, *, batc
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
-
-
-def augmented_views(classifier: PyTorchClassifier, x: np.ndarray, recipe: Recipe, n_views: int = 1) -> np.ndarray:
-    """
-    Return `n_views` randomly augmented copies of the images, one whole set after the other.
-
-    :param classifier: The classifier that tells layout and pixel range.
-    :param x: Images of shape (N, *input_shape).
-    :param recipe: Padding, mirroring and seed.
-    :param n_views: How many copies, at least 1.
-    :return: Images of shape (n_views * N, *input_shape).
-    """
-    low, _ = check_clip_values("clip_values", classifier.clip_values)
-    views = torch.from_numpy(np.concatenate([x] * check_integer("n_views", n_views, 1)))
-    labels = torch.zeros(len(views), dtype=torch.int64)
-    batches = Batches(views, labels, replace(recipe, nb_epochs=1), low, classifier.channels_first, 1)
-    return batches._augmented(views).numpy()

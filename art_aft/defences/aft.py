@@ -11,11 +11,12 @@ import torch
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.batches import Augmentation
+from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import check_data, clone
 from art_aft.defences.purification import Purification, register
 from art_aft.evasion import TorchAttacksPGD
-from art_aft.training import Recipe, augmented_views, fit, recalibrate_batch_norm
+from art_aft.training import BestEpoch, Recipe, fit, recalibrate_batch_norm
 
 
 @register("aft")
@@ -127,8 +128,7 @@ class AdversarialFineTuning(Purification):
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
         (x, y), held_out = self._split(x, y)
         if self.augment_first:
-            x = augmented_views(classifier, x, self._recipe(1, 0, augmented=True), self.n_views)
-            y = np.tile(y, self.n_views)
+            x, y = self._augmented_views(classifier, x), np.tile(y, self.n_views)
 
         # Stage 1: adversarial examples x~ of the infected model, each with the true label of its image.
         x_adversarial, x_source, y_source = self._adversarial_examples(classifier, x, y)
@@ -168,7 +168,7 @@ class AdversarialFineTuning(Purification):
         """Fine-tune in place on (x, y), with what the settings add to the plain stage; `x_clean` belongs to Stage 2."""
         if nb_epochs == 0:
             return
-        best = _BestEpoch(classifier, held_out, self.batch_size) if held_out else None
+        best = BestEpoch(classifier, held_out, self.batch_size) if held_out else None
         again: dict[str, Callable[..., Any]] = {}
         if x_clean is not None and self.regenerate == "epoch":
             # The first epoch has its examples already: at its start the current model is the infected one.
@@ -193,11 +193,19 @@ class AdversarialFineTuning(Purification):
 
     def _attacked_batch(
         self, classifier: PyTorchClassifier, images: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         attack = self._attack(classifier)
         attack.verbose = False
         given = labels.cpu().numpy() if self.attack_labels == "given" else None
-        return torch.from_numpy(attack.generate(images.cpu().numpy(), given)).to(images.device)
+        return torch.from_numpy(attack.generate(images.cpu().numpy(), given)).to(images.device), labels
+
+    def _augmented_views(self, classifier: PyTorchClassifier, x: np.ndarray) -> np.ndarray:
+        """Return `n_views` augmented copies of the images, one whole set after the other."""
+        low, _ = check_clip_values("clip_values", classifier.clip_values)
+        augmentation = Augmentation(self.padding, self.mirror, low, classifier.channels_first)
+        rng = torch.Generator().manual_seed(self._stage_seed(0))
+        views = [augmentation(torch.from_numpy(x), rng) for _ in range(self.n_views)]
+        return torch.cat(views).contiguous().numpy()
 
     def _attack(self, classifier: PyTorchClassifier) -> TorchAttacksPGD:
         names = ("norm", "eps", "eps_step", "max_iter", "num_random_init", "clip", "training_mode", "precision")
@@ -218,9 +226,12 @@ class AdversarialFineTuning(Purification):
             freeze_bn=self.freeze_bn,
             max_steps=self.max_steps,
             precision=self.precision,
-            # Each stage has its own stream, so that Stage 3 does not repeat the order and the crops of Stage 2.
-            seed=int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0]),
+            seed=self._stage_seed(stage),
         )
+
+    def _stage_seed(self, stage: int) -> int:
+        """Return a stage's own seed, so that Stage 3 does not repeat the order and the crops of Stage 2."""
+        return int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0])
 
     def _split(
         self, x: np.ndarray, y: np.ndarray
@@ -231,26 +242,6 @@ class AdversarialFineTuning(Purification):
             return (x, y), None
         order = np.random.default_rng(self.seed).permutation(len(x))
         return (x[order[size:]], y[order[size:]]), (x[order[:size]], y[order[:size]])
-
-
-class _BestEpoch:
-    """Remembers the weights of the epoch with the best accuracy on held-out data; of equals the latest."""
-
-    def __init__(self, classifier: PyTorchClassifier, data: tuple[np.ndarray, np.ndarray], batch_size: int) -> None:
-        self.classifier, self.data, self.batch_size = classifier, data, batch_size
-        self.accuracy = -1.0
-        self.state: dict[str, torch.Tensor] | None = None
-
-    def __call__(self, epoch: int) -> None:
-        x, y = self.data
-        accuracy = float(np.mean(self.classifier.predict(x, batch_size=self.batch_size).argmax(axis=1) == y))
-        if accuracy >= self.accuracy:
-            self.accuracy = accuracy
-            self.state = {key: value.clone() for key, value in self.classifier.model.state_dict().items()}
-
-    def restore(self) -> None:
-        if self.state is not None:
-            self.classifier.model.load_state_dict(self.state)
 
 
 class AdversarialFineTuningTrainer(Trainer):

@@ -1,0 +1,133 @@
+"""Shuffled, augmented batches that live on the classifier's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+EachEpoch = Callable[[int], np.ndarray | None]
+EachBatch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """
+    Random crops and mirroring, with a draw of its own for each image.
+
+    :param padding: The width of the border that is added before cropping, in pixels; 0 is no crop.
+    :param mirror: Whether to mirror each image left to right with probability one half.
+    :param low: The value of the border.
+    :param channels_first: Whether images are (N, C, H, W), else (N, H, W, C).
+    """
+
+    padding: int = 0
+    mirror: bool = False
+    low: float = 0.0
+    channels_first: bool = True
+
+    def __call__(self, x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """
+        Return augmented images.
+
+        :param x: Four-dimensional images.
+        :param rng: A CPU generator, so that the same seed gives the same draws on every device.
+        """
+        if not (self.padding or self.mirror):
+            return x
+        if not self.channels_first:
+            return self._augmented(x.permute(0, 3, 1, 2), rng).permute(0, 2, 3, 1)
+        return self._augmented(x, rng)
+
+    def _augmented(self, x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        n, channels, height, width = x.shape
+        device = x.device
+        if self.padding:
+            padded = torch.nn.functional.pad(x, [self.padding] * 4, value=self.low)
+            corner = torch.randint(0, 2 * self.padding + 1, (2, n, 1), generator=rng).to(device)
+            rows = (corner[0] + torch.arange(height, device=device))[:, None, :, None]
+            columns = (corner[1] + torch.arange(width, device=device))[:, None, None, :]
+            image = torch.arange(n, device=device)[:, None, None, None]
+            channel = torch.arange(channels, device=device)[None, :, None, None]
+            x = padded[image, channel, rows, columns]
+        if self.mirror:
+            flipped = torch.randint(0, 2, (n, 1, 1, 1), generator=rng).to(device, torch.bool)
+            x = torch.where(flipped, x.flip(3), x)
+        return x
+
+
+class Batches(IterableDataset):
+    """
+    Batches for ART's `PyTorchDataGenerator`: one iteration is one epoch; labels come one-hot, as ART wants them.
+
+    :param x: Images, a tensor on the device.
+    :param y: Labels as indices, a tensor on the device.
+    :param nb_classes: The number of classes.
+    :param batch_size: Images a batch.
+    :param nb_epochs: How many epochs there will be.
+    :param max_steps: End after so many batches, if that is before `nb_epochs`.
+    :param augmentation: How images are augmented.
+    :param seed: The seed of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        nb_classes: int,
+        batch_size: int,
+        nb_epochs: int,
+        max_steps: int | None,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        self.x, self.y, self.nb_classes, self.augmentation = x, y, nb_classes, augmentation
+        self.rng = torch.Generator().manual_seed(seed)
+        self.sizes = batch_sizes(len(x), batch_size)
+        total = len(self.sizes) * nb_epochs
+        self.total_steps = total if max_steps is None else min(total, max_steps)
+        self.steps = 0
+        self.epoch = 0
+        self.each_epoch: EachEpoch | None = None
+        self.each_batch: EachBatch | None = None
+        self.clean: tuple[torch.Tensor, float] | None = None
+        self.after_epoch: Callable[[int], None] | None = None
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        fresh = self.each_epoch(self.epoch) if self.each_epoch else None
+        if fresh is not None:
+            self.x = torch.from_numpy(fresh).to(self.x.device)
+        order = torch.randperm(len(self.x), generator=self.rng).to(self.x.device)
+        for index in order.split(self.sizes):
+            if self.steps == self.total_steps:
+                return
+            self.steps += 1
+            x, y = self._batch(index)
+            yield x, torch.nn.functional.one_hot(y, self.nb_classes)
+        # Reached only when ART asks for more, that is after the last step of the epoch.
+        self.epoch += 1
+        if self.after_epoch:
+            self.after_epoch(self.epoch)
+
+    def _batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and labels of one batch as they enter the classifier."""
+        x, y = self.augmentation(self.x[index], self.rng), self.y[index]
+        if self.each_batch:
+            x, y = self.each_batch(x, y)
+        if self.clean:
+            images, share = self.clean
+            count = round(share * len(index))
+            x = torch.cat([self.augmentation(images[index[:count]], self.rng), x[count:]])
+        return x, y
+
+
+def batch_sizes(n: int, batch_size: int) -> list[int]:
+    """Return batch sizes that add up to n; a last batch of one image, on which BatchNorm fails, joins the other."""
+    sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
