@@ -78,3 +78,16 @@ def split_clean(y: np.ndarray, share: float, *, seed: int, stratify: bool = Fals
     if not is_clean.any() or is_clean.all():
         raise ValueError(f"share: got {share:g} of {len(labels)} samples, expected both parts to have some")
     return np.flatnonzero(is_clean), np.flatnonzero(~is_clean)
+
+
+def load(name: str, *, seed: int = 0) -> Dataset:
+    """
+    Return a data set by its name.
+
+    :param name: "digits".
+    :param seed: The seed of the split, where the data have none of their own.
+    :raises ValueError: If the name is unknown.
+    """
+    if name != "digits":
+        raise ValueError(f"unknown data set {name!r}, expected one of: digits")
+    return digits(seed=seed)

@@ -143,7 +143,7 @@ class TorchAttacksPGD(EvasionAttack):
             module.train(self.training_mode)
             attack = self._torchattack(module, high - low)
             starts = range(0, len(x), self.batch_size)
-            for start in tqdm(starts, desc="Adversarial examples", disable=not self.verbose, leave=False):
+            for start in tqdm(starts, desc="Adversarial examples", disable=None if self.verbose else True, leave=False):
                 part = slice(start, start + self.batch_size)
                 images = torch.from_numpy((x[part] - low) / (high - low)).to(classifier.device).clamp_(0, 1)
                 if y is None:

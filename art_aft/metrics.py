@@ -1,4 +1,4 @@
-"""What a backdoor does, in numbers. Needs numpy and a classifier with `predict`, nothing else."""
+"""What a backdoor does, in numbers. Arrays go in; a classifier is anything with `predict`."""
 
 from __future__ import annotations
 

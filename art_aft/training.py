@@ -141,7 +141,9 @@ def fit(
     with isolated_rng(recipe.seed), borrow(classifier, precision=recipe.precision) as module:
         module.freeze_bn = recipe.freeze_bn
         optimizer = _optimizer(classifier, module, recipe)
-        bar = tqdm(total=batches.total_steps, desc=description, unit="step", disable=not verbose, leave=False)
+        bar = tqdm(
+            total=batches.total_steps, desc=description, unit="step", disable=None if verbose else True, leave=False
+        )
         scheduler = None if recipe.learning_rate is None else _scheduler(optimizer, recipe, batches)
 
         def after_step(*_: object) -> None:

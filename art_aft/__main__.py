@@ -1,0 +1,7 @@
+"""`python -m art_aft` is `art-aft`."""
+
+import sys
+
+from art_aft.cli import main
+
+sys.exit(main())

@@ -1,0 +1,144 @@
+"""From result rows to tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from art_aft.experiment import DEMO_EPS, Row, Scene, adversarial_examples
+from art_aft.metrics import label_matrix
+from art_aft.perturbations import stamp
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DEFENCE_TITLES = {"none": "before", "fine_tuning": "fine-tuning", "aft": "AFT"}
+
+
+def _title(row: Row) -> str:
+    return DEFENCE_TITLES.get(row["defence"], row["defence"])
+
+
+def write_json(path: Path, environment: Row, rows: Sequence[Row]) -> None:
+    """Write rows, and the environment that they share, as one JSON file."""
+    path.write_text(json.dumps({"environment": environment, "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """
+    Return rows as a plain text table, in percent.
+
+    :param rows: Result rows, ordered by attack.
+    :return: One line a row, with a blank line between attacks.
+    """
+    lines = [
+        f"{'attack':<9} {'model':<12} {'ACC':>6} {'ASR':>6} {'RA':>6} {'adv->target':>12} {'seconds':>8}",
+        "-" * 65,
+    ]
+    for index, row in enumerate(rows):
+        if index and row["attack"] != rows[index - 1]["attack"]:
+            lines.append("")
+        shares = [100 * row[key] for key in ("acc", "asr", "ra", "adversarial_target_share")]
+        lines.append(
+            f"{row['attack']:<9} {_title(row):<12} {shares[0]:6.1f} {shares[1]:6.1f} {shares[2]:6.1f} "
+            f"{shares[3]:12.1f} {row['seconds']:8.1f}"
+        )
+    return "\n".join(lines)
+
+
+class DemoPicture:
+    """
+    The demonstration as a picture, a line an attack: images, label matrix, scores.
+
+    :raises ImportError: If matplotlib is missing.
+    """
+
+    def __init__(self) -> None:
+        from matplotlib.figure import Figure
+
+        self._figure_class = Figure
+        self._lines: list[dict[str, Any]] = []
+
+    def add(self, scene: Scene, rows: list[Row]) -> None:
+        """
+        Remember what the picture shows of a scene.
+
+        :param scene: An infected classifier with its data and attack.
+        :param rows: Its result rows.
+        """
+        x, y = scene.dataset.x_test, scene.dataset.y_test
+        wanted = scene.labels(y)
+        one_hot = np.eye(scene.dataset.nb_classes, dtype=np.float32)
+        adversarial = adversarial_examples(scene, scene.classifier, DEMO_EPS)
+        predicted = scene.classifier.predict(adversarial).argmax(axis=1)
+        # An example of what the paper saw, if there is one: an adversarial image on the attacker's label.
+        others = np.flatnonzero(wanted != y)
+        shown = others[np.argmax(predicted[others] == wanted[others])]
+        image = slice(shown, shown + 1)
+        triggered = stamp(scene.attack, x[image], one_hot[wanted[image]])
+        self._lines.append(
+            {
+                "rows": rows,
+                "images": [x[shown], triggered[0], adversarial[shown]],
+                "labels": [
+                    y[shown],
+                    scene.classifier.predict(triggered).argmax(axis=1)[0],
+                    predicted[shown],
+                ],
+                "matrix": label_matrix(y, predicted, scene.dataset.nb_classes),
+            }
+        )
+
+    def save(self, path: Path) -> None:
+        """Draw the picture as a PNG file."""
+        figure = self._figure_class(figsize=(15, 2.7 * len(self._lines)), layout="constrained")
+        axes = figure.subplots(len(self._lines), 6, squeeze=False, width_ratios=[1, 1, 1, 1, 1.3, 2.2])
+        for line, row_axes in zip(self._lines, axes, strict=True):
+            self._draw_images(row_axes[:4], line)
+            self._draw_matrix(row_axes[4], line["matrix"])
+            self._draw_bars(row_axes[5], line["rows"])
+            row_axes[0].set_ylabel(line["rows"][0]["attack"], fontsize=13)
+        figure.savefig(path, dpi=110)
+
+    @staticmethod
+    def _draw_images(axes: Sequence[Axes], line: dict[str, Any]) -> None:
+        clean, triggered, adversarial = (np.moveaxis(image, 0, -1) for image in line["images"])
+        titles = [
+            f"{name}\npredicted {label}"
+            for name, label in zip(("clean", "triggered", "adversarial"), line["labels"], strict=True)
+        ]
+        titles[0] = f"clean\ntrue label {line['labels'][0]}"
+        difference = adversarial - clean
+        spread = max(float(np.abs(difference).max()), 1e-6)
+        titles.append(f"adversarial - clean\n(+-{spread:.2f})")
+        shown = [clean, triggered, adversarial, 0.5 + difference / (2 * spread)]
+        for axis, image, title in zip(axes, shown, titles, strict=True):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title, fontsize=10)
+            axis.set_xticks([])
+            axis.set_yticks([])
+
+    @staticmethod
+    def _draw_matrix(axis: Axes, matrix: np.ndarray) -> None:
+        axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+        axis.set_title("labels of the infected model's\nadversarial examples", fontsize=10)
+        axis.set_xlabel("predicted label")
+        axis.set_ylabel("true label")
+        axis.set_xticks(range(0, len(matrix), 2))
+        axis.set_yticks(range(0, len(matrix), 2))
+
+    @staticmethod
+    def _draw_bars(axis: Axes, rows: Sequence[Row]) -> None:
+        places = np.arange(len(rows))
+        for offset, key, title, colour in ((-0.2, "acc", "ACC", "tab:blue"), (0.2, "asr", "ASR", "tab:red")):
+            values = [100 * row[key] for row in rows]
+            bars = axis.bar(places + offset, values, width=0.38, label=title, color=colour)
+            axis.bar_label(bars, fmt="%.1f", fontsize=9)
+        axis.set_xticks(places, [_title(row) for row in rows])
+        axis.set_ylim(0, 112)
+        axis.set_ylabel("%")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9, frameon=False)
