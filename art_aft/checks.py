@@ -25,7 +25,10 @@ def check_number(
     """Return `value` as a finite float in [minimum, maximum], or in (minimum, maximum] with `above`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     low_enough = number > minimum if above else number >= minimum
     if not (math.isfinite(number) and low_enough and number <= maximum):
         bound = f"{'>' if above else '>='} {minimum:g}" if minimum > -math.inf else "finite"
@@ -51,7 +54,9 @@ def check_flag(name: str, value: Any) -> bool:
 def check_clip_values(name: str, clip_values: Any) -> tuple[float, float]:
     """Return the pixel range (low, high), the same for all pixels, as two floats."""
     expected = "expected (low, high) with low < high, the same for all pixels"
-    if clip_values is None or len(clip_values) != 2:
+    if not isinstance(clip_values, (tuple, list, np.ndarray)) or len(clip_values) != 2:
+        raise ValueError(f"{name}: got {clip_values!r}, {expected}")
+    if any(np.asarray(bound).dtype.kind not in "iuf" for bound in clip_values):
         raise ValueError(f"{name}: got {clip_values!r}, {expected}")
     low, high = (np.unique(np.asarray(bound, dtype=float)) for bound in clip_values)
     if low.size != 1 or high.size != 1 or not low[0] < high[0] or not np.isfinite([low[0], high[0]]).all():
@@ -123,8 +128,8 @@ def check_labels(name: str, y: Any, *, nb_classes: int | None = None, nb_samples
         if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
             raise ValueError(f"{name}: got rows that are not one-hot, expected a single 1 and zeros in each")
         labels = labels.argmax(axis=1)
-    if not np.isfinite(labels).all() or (labels != np.floor(labels)).any():
-        raise ValueError(f"{name}: got labels that are not whole numbers, expected class indices")
+    if not np.isfinite(labels).all() or (labels != np.floor(labels)).any() or (np.abs(labels) > 2**31).any():
+        raise ValueError(f"{name}: got labels that are not whole numbers of a class, expected class indices")
     labels = labels.astype(np.int64)
     if nb_samples is not None and len(labels) != nb_samples:
         raise ValueError(f"{name}: got {len(labels)} labels, expected one for each of the {nb_samples} images")

@@ -62,7 +62,7 @@ def split_clean(y: np.ndarray, share: float, *, seed: int, stratify: bool = Fals
     Choose the defender's clean samples out of a training set.
 
     :param y: The training labels, as indices or one-hot.
-    :param share: The defender's share of the set, in (0, 1); round(share * n) samples, at least one.
+    :param share: The defender's share of the set, in (0, 1); round(share * n) samples.
     :param seed: The seed of the choice.
     :param stratify: Whether each class gives the same share (rounded). Else the choice is uniform, as in the paper.
     :return: Two disjoint sorted index arrays: the defender's samples, and the rest.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
+from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_labels
 from art_aft.perturbations import stamp
 
 LabelMap = Callable[[np.ndarray], np.ndarray]
@@ -31,6 +31,21 @@ class Scores:
     ra: float
     n_clean: int
     n_triggered: int
+
+
+def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = None) -> np.ndarray:
+    """
+    Return the attacker's label for each true one.
+
+    :param labels: What a triggered image should become: `AllToOne`, `AllToAll`, or another callable.
+    :param truth: True labels, as indices.
+    :param nb_classes: The number of classes, where it is known.
+    :raises TypeError: If `labels` is not callable.
+    :raises ValueError: If it returns labels out of range, or another number of them.
+    """
+    if not callable(labels):
+        raise TypeError(f"labels: got {type(labels).__name__}, expected AllToOne, AllToAll or another callable")
+    return check_labels("labels(y)", labels(truth), nb_classes=nb_classes, nb_samples=len(truth))
 
 
 def evaluate(
@@ -64,8 +79,8 @@ def evaluate(
     check_images("x", x, clip_values=clip_values, input_shape=classifier.input_shape)
     truth = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
     batch_size = check_integer("batch_size", batch_size, 1)
-    wanted = check_labels("labels(y)", labels(truth), nb_classes=classifier.nb_classes, nb_samples=len(x))
-    chosen = np.full(len(x), True) if include_target else wanted != truth
+    wanted = wanted_labels(labels, truth, classifier.nb_classes)
+    chosen = np.full(len(x), True) if check_flag("include_target", include_target) else wanted != truth
     if not chosen.any():
         raise ValueError("y: got only images that have the attacker's label already, expected some others")
     clean = classifier.predict(x, batch_size=batch_size).argmax(axis=1)
@@ -113,7 +128,7 @@ def target_share(y_true: np.ndarray, y_predicted: np.ndarray, labels: LabelMap) 
     """
     truth = check_labels("y_true", y_true)
     predicted = check_labels("y_predicted", y_predicted, nb_samples=len(truth))
-    wanted = labels(truth)
+    wanted = wanted_labels(labels, truth)
     others = wanted != truth
     if not others.any():
         raise ValueError("y_true: got only images that have the attacker's label already, expected some others")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from art_aft.checks import check_choice, check_flag, check_integer, check_labels, check_number
-from art_aft.metrics import LabelMap
+from art_aft.metrics import LabelMap, wanted_labels
 from art_aft.perturbations import stamp
 
 
@@ -45,6 +45,8 @@ class AllToAll:
 
     def __call__(self, y: np.ndarray) -> np.ndarray:
         """Return the attacker's label for each true class index in `y`."""
+        if np.size(y) and np.max(y) >= self.nb_classes:
+            raise ValueError(f"labels: got {self} for label {np.max(y)}, expected more classes")
         return (y + 1) % self.nb_classes
 
 
@@ -106,14 +108,16 @@ def poison(
     rng = np.random.default_rng(check_integer("seed", seed, 0))
     check_choice("ratio_of", ratio_of, ("dataset", "target_class"))
     clean_label = check_flag("clean_label", clean_label)
+    if check_flag("exclude_target", exclude_target) and clean_label:
+        raise ValueError("exclude_target: got True with clean_label, which draws from the target class alone")
     if ratio_of == "target_class" and not clean_label:
         raise ValueError("ratio_of: got 'target_class' with dirty labels, expected clean_label=True with it")
 
     one_hot = np.ndim(y) == 2 and np.shape(y)[1] > 1
-    wanted = check_labels("labels(y)", labels(truth), nb_classes=np.shape(y)[1] if one_hot else None)
+    wanted = wanted_labels(labels, truth, np.shape(y)[1] if one_hot else None)
     if clean_label:
         pool = np.flatnonzero(wanted == truth)
-    elif check_flag("exclude_target", exclude_target):
+    elif exclude_target:
         pool = np.flatnonzero(wanted != truth)
     else:
         pool = np.arange(len(x))
@@ -128,6 +132,8 @@ def poison(
     is_poisoned[chosen] = True
     rows = np.flatnonzero(is_poisoned)
     new_labels = np.eye(np.shape(y)[1], dtype=poisoned_y.dtype)[wanted[rows]] if one_hot else wanted[rows]
+    if not np.array_equal(new_labels.astype(poisoned_y.dtype), new_labels):
+        raise ValueError(f"y: got labels of type {poisoned_y.dtype}, expected one that holds {new_labels.max()}")
     poisoned_x[rows] = stamp(attack, x[rows], new_labels)
     poisoned_y[rows] = new_labels.reshape(poisoned_y[rows].shape)
     if cover_rate > 0:
@@ -138,5 +144,5 @@ def poison(
         if not 0 < size <= len(rest):
             raise ValueError(f"cover_rate: got {cover_rate:g}, which is {size} images, expected 1 to {len(rest)}")
         is_cover[rng.choice(rest, size=size, replace=False)] = True
-        poisoned_x[is_cover] = cover(x[is_cover], rng)
+        poisoned_x[is_cover] = stamp(lambda images: cover(images, rng), x[is_cover], truth[is_cover])
     return PoisonedData(poisoned_x, poisoned_y, is_poisoned, is_cover)

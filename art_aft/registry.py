@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -51,6 +51,10 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._entries:
             raise ValueError(f"unknown {self.kind} {name!r}, expected one of: {', '.join(sorted(self._entries))}")
         return self._entries[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the entry, or `default` for an unknown name."""
+        return self._entries.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -20,7 +20,8 @@ DEFENCE_TITLES = {"none": "before", "fine_tuning": "fine-tuning", "aft": "AFT"}
 
 
 def _title(row: Row) -> str:
-    return DEFENCE_TITLES.get(row["defence"], row["defence"])
+    name = str(row["defence"])
+    return DEFENCE_TITLES.get(name, name)
 
 
 def write_json(path: Path, environment: Row, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Your own model as it is: channels last, 8-bit pixel values, mean and deviation inside ART, a `.view` on activations."""
+"""Your own model as it is: channels last, pixels from 0 to 255, mean and deviation in ART, a `.view` on activations."""
 
 import numpy as np
 import torch

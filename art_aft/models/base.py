@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,11 @@ def build_model(name: str, *, nb_classes: int, in_channels: int = 3) -> torch.nn
     :return: The model with fresh weights, drawn from torch's global generator.
     :raises ValueError: If no such model is known.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"model: got {type(name).__name__}, expected a name such as 'wrn-16-1'")
     family, *numbers = name.split("-") if name not in MODELS else [name]
-    if not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"unknown model {name!r}, expected a family and whole numbers, as in 'wrn-16-1'")
+    try:
+        inspect.signature(MODELS[family]).bind(*map(int, numbers), nb_classes=nb_classes, in_channels=in_channels)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"unknown model {name!r} ({error}), expected a name such as 'wrn-16-1'") from None
     return MODELS[family](*map(int, numbers), nb_classes=nb_classes, in_channels=in_channels)

@@ -22,7 +22,7 @@ class BadNets(Perturbation):
 
     :param pattern: The patch of shape (h, w), for all channels, or a whole image of shape (C, H, W), which
         needs a `mask`; values in `clip_values`. None is the 3x3 grid of the Neural Attention Distillation
-        release, white and black, enlarged with the image: each cell is max(1, round(min(H, W) / 32)) pixels.
+        release, white and black, enlarged with the image: each cell is max(1, min(H, W) / 32) pixels, rounded half up.
     :param mask: Where the pattern replaces the image: zeros and ones of the pattern's shape, or of shape
         (H, W) for a whole image. None is everywhere in the patch.
     :param margin: The distance of a patch from the bottom and the right border, in pixels.
@@ -41,6 +41,8 @@ class BadNets(Perturbation):
             if self.mask is not None:
                 raise ValueError("mask: got a mask without a pattern, expected both or none")
             return
+        if self.pattern.ndim == 3 and self.margin:
+            raise ValueError(f"margin: got {self.margin} with a whole image as pattern, expected 0")
         if self.pattern.ndim not in (2, 3) or self.pattern.size == 0:
             raise ValueError(f"pattern: got shape {self.pattern.shape}, expected (h, w) or (C, H, W)")
         low, high = self.clip_values

@@ -39,12 +39,13 @@ class Perturbation(abc.ABC):
         triggered = x.copy()
         if x.size:
             self._stamp(triggered if self.channels_first else np.moveaxis(triggered, -1, 1))
+            np.clip(triggered, *self.clip_values, out=triggered)
         return triggered
 
     @abc.abstractmethod
     def _stamp(self, x: np.ndarray) -> None:
         """
-        Put the trigger on the images, in place.
+        Put the trigger on the images, in place; values out of range are clipped afterwards.
 
         :param x: At least one image, of shape (N, C, H, W) whatever `channels_first` is.
         """
@@ -78,4 +79,6 @@ def stamp(attack: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     triggered = attack(x) if poison is None else poison(x, y=y)[0]
     if np.shape(triggered) != x.shape:
         raise ValueError(f"attack: returned shape {np.shape(triggered)}, expected that of its input, {x.shape}")
+    if not np.can_cast(np.asarray(triggered).dtype, x.dtype, casting="same_kind"):
+        raise TypeError(f"attack: returned {np.asarray(triggered).dtype} for {x.dtype} images, expected the same type")
     return np.asarray(triggered, dtype=x.dtype)

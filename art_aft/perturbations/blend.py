@@ -62,4 +62,3 @@ class Blend(Perturbation):
             raise ValueError(f"pattern: got shape {pattern.shape}, expected that of the images, {x.shape[1:]}")
         x *= x.dtype.type(1.0 - self.ratio)
         x += (self.ratio * pattern).astype(x.dtype)
-        np.clip(x, *self.clip_values, out=x)

@@ -32,4 +32,3 @@ class SIG(Perturbation):
         width = x.shape[3]
         wave = np.sin(2 * np.pi * np.arange(width) * self.frequency / width)
         x += ((high - low) * self.delta * wave).astype(x.dtype)
-        np.clip(x, low, high, out=x)
