@@ -47,6 +47,8 @@ def build_classifier(
     :raises ValueError: If the model is not known.
     """
     if isinstance(model, str):
+        if not settings.get("channels_first", True):
+            raise ValueError("channels_first: got False with a model by name, expected True: those take (N, C, H, W)")
         with isolated_rng(check_integer("seed", seed, 0)):
             model = build_model(model, nb_classes=nb_classes, in_channels=input_shape[0])
     classifier = PyTorchClassifier(
@@ -114,7 +116,8 @@ def check_data(classifier: PyTorchClassifier, x: Any, y: Any) -> tuple[np.ndarra
     clip_values = check_classifier("classifier", classifier)
     check_images("x", x, clip_values=clip_values, input_shape=classifier.input_shape)
     labels = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
-    return np.ascontiguousarray(x, dtype=np.float32), labels
+    # torch takes no read-only arrays.
+    return np.require(x, dtype=np.float32, requirements=["C_CONTIGUOUS", "WRITEABLE"]), labels
 
 
 @contextmanager
@@ -225,7 +228,7 @@ def borrow(
     check_choice("precision", precision, PRECISIONS)
     module = PixelModule(classifier, scale)
     flags = {part: part.training for part in classifier._model.modules()}
-    parameters = [(p, p.requires_grad, _memory_format(p)) for p in classifier.model.parameters()]
+    parameters = [(p, p.requires_grad, p.stride()) for p in classifier.model.parameters()]
     buffers = [(b, b.clone()) for b in classifier.model.buffers()] if keep_buffers else []
     try:
         for parameter, *_ in parameters if freeze else ():
@@ -236,17 +239,16 @@ def borrow(
     finally:
         for part, training in flags.items():
             part.training = training
-        for parameter, requires_grad, memory_format in parameters:
+        for parameter, requires_grad, stride in parameters:
             parameter.requires_grad_(requires_grad)
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+            # Not .contiguous(): strides that mean the same (of 1x1 kernels) still choose other code paths.
+            if parameter.stride() != stride:
+                parameter.data = torch.empty_strided(
+                    parameter.shape, stride, dtype=parameter.dtype, device=parameter.device
+                ).copy_(parameter.data)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-def _memory_format(parameter: torch.Tensor) -> torch.memory_format:
-    only_channels_last = parameter.ndim == 4 and not parameter.is_contiguous()
-    return torch.channels_last if only_channels_last else torch.contiguous_format
 
 
 def _settle(module: PixelModule, classifier: PyTorchClassifier, can_fall_back: bool) -> None:

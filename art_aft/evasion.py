@@ -124,7 +124,7 @@ class TorchAttacksPGD(EvasionAttack):
         """
         classifier = self.estimator
         low, high = check_classifier("estimator", classifier)
-        x, labels = check_data(classifier, x, np.zeros(len(x)) if y is None else y)
+        x, labels = check_data(classifier, x, np.zeros(np.shape(x)[:1]) if y is None else y)
         # torchattacks always clips to [0, 1]. Let that stand for a wider range where no clipping is wanted.
         if not self.clip:
             low, high = low - self.eps, high + self.eps

@@ -162,7 +162,9 @@ def fit(
             _worker(classifier, module, optimizer).fit_generator(
                 # The loader draws a seed for worker processes that there are none of; its own generator spares ours.
                 PyTorchDataGenerator(
-                    DataLoader(batches, batch_size=None, generator=torch.Generator()), len(x), recipe.batch_size
+                    DataLoader(batches, batch_size=None, generator=torch.Generator()),
+                    len(x),
+                    min(recipe.batch_size, len(x)),
                 ),
                 nb_epochs=math.ceil(batches.total_steps / len(batches.sizes)),
             )
@@ -249,11 +251,12 @@ def recalibrate_batch_norm(classifier: PyTorchClassifier, x: np.ndarray, *, batc
     :param batch_size: Images a batch.
     :raises ValueError: If the images do not fit the classifier.
     """
-    x, _ = check_data(classifier, x, np.zeros(len(x), dtype=np.int64))
+    x, _ = check_data(classifier, x, np.zeros(np.shape(x)[:1]))
     layers = [m for m in classifier.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]
     with isolated_rng(0), torch.no_grad(), borrow(classifier, precision="float32") as module:
+        module.eval()
         try:
             for layer in layers:
                 layer.reset_running_stats()

@@ -12,7 +12,7 @@ from art_aft.checks import check_integer
 from art_aft.models.base import register
 
 
-class _Block(nn.Module):
+class PreActBlock(nn.Module):
     """Pre-activation basic block; the shortcut is a 1x1 convolution of the activation where the width changes."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
@@ -21,7 +21,8 @@ class _Block(nn.Module):
         self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.shortcut = None if in_width == width else nn.Conv2d(in_width, width, 1, stride=stride, bias=False)
+        unchanged = in_width == width and stride == 1
+        self.shortcut = None if unchanged else nn.Conv2d(in_width, width, 1, stride=stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         activation = torch.relu(self.bn1(x))
@@ -55,8 +56,8 @@ class WideResNet(nn.Module):
         widths = [16] + [16 * 2**group * widen_factor for group in range(3)]
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         for group in range(3):
-            first = _Block(widths[group], widths[group + 1], stride=1 if group == 0 else 2)
-            rest = [_Block(widths[group + 1], widths[group + 1], stride=1) for _ in range(blocks - 1)]
+            first = PreActBlock(widths[group], widths[group + 1], stride=1 if group == 0 else 2)
+            rest = [PreActBlock(widths[group + 1], widths[group + 1], stride=1) for _ in range(blocks - 1)]
             self.add_module(f"group{group + 1}", nn.Sequential(first, *rest))
         self.bn = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], nb_classes)

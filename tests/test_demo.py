@@ -1,0 +1,141 @@
+"""The main job, end to end: `art-aft demo` as a person runs it, and the example scripts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from art_aft import cli
+from art_aft.report import text_table
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One run of the demonstration in a process of its own: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "art_aft", "demo", "--seed", "1", "--output-dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def rows(demo):
+    return json.loads((demo[0] / "demo.json").read_text())["rows"]
+
+
+def test_every_attack_is_planted_and_fought_with_every_defence(rows):
+    cells = [(row["attack"], row["defence"]) for row in rows]
+    assert cells == [(a, d) for a in ("badnets", "blend", "sig") for d in ("none", "fine_tuning", "aft")]
+    assert {(row["n_clean"], row["n_defender"]) for row in rows} == {(597, 120)}
+
+
+def test_the_backdoors_work_before_and_are_gone_after_aft(rows):
+    for row in rows:
+        if row["defence"] == "none":
+            assert row["asr"] >= 0.95
+            assert row["acc"] >= 0.97
+        if row["defence"] == "aft":
+            assert row["asr"] <= 0.05
+            assert row["acc"] >= 0.90
+
+
+def test_adversarial_examples_of_the_infected_blend_and_sig_models_fall_on_the_target(rows):
+    share = {(row["attack"], row["defence"]): row["adversarial_target_share"] for row in rows}
+    for attack in ("blend", "sig"):
+        assert share[attack, "none"] > 0.25  # chance is 1/9 of those that change their label
+        assert share[attack, "aft"] < 0.15
+
+
+def test_the_file_tells_what_is_needed_to_measure_again(demo):
+    content = json.loads((demo[0] / "demo.json").read_text())
+    assert {"torch", "adversarial-robustness-toolbox", "torchattacks", "numpy"} <= set(content["environment"]["versions"])
+    for row in content["rows"]:
+        assert row["seed"] == 1
+        assert row["seconds"] > 0
+        assert row["settings"].get("learning_rate") == (None if row["defence"] == "none" else 0.02)
+
+
+def test_the_table_says_what_the_rows_say(demo, rows):
+    _, printed = demo
+    numbers = re.findall(r"^(badnets|blend|sig) +(before|fine-tuning|AFT) +([\d.]+) +([\d.]+) +([\d.]+)", printed, re.M)
+    assert len(numbers) == 9
+    for line, row in zip(numbers, rows, strict=True):
+        assert line[0] == row["attack"]
+        assert [float(cell) for cell in line[2:]] == pytest.approx(
+            [100 * row["acc"], 100 * row["asr"], 100 * row["ra"]], abs=0.051
+        )
+
+
+def test_the_picture_is_a_png_of_some_size(demo):
+    data = (demo[0] / "demo.png").read_bytes()
+    assert data.startswith(b"\x89PNG\r\n")
+    assert int.from_bytes(data[16:20], "big") > 1000  # the width in the header
+    assert len(data) > 50_000
+
+
+def stored_rows(rows):
+    """A stand-in for the run, so that what surrounds it can be tested in no time."""
+    return lambda seed, verbose, watch: iter(rows)
+
+
+def test_without_matplotlib_the_table_and_the_rows_still_come(monkeypatch, tmp_path, capsys, rows):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(cli, "demo", stored_rows(rows))
+    assert cli.main(["demo", "--output-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "matplotlib is missing" in printed
+    assert "pip install 'art-aft[plots]'" in printed
+    assert text_table(rows) in printed
+    assert json.loads((tmp_path / "demo.json").read_text())["rows"] == rows
+    assert not (tmp_path / "demo.png").exists()
+
+
+def test_quiet_leaves_the_explanations_out(monkeypatch, tmp_path, capsys, rows):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(cli, "demo", stored_rows(rows))
+    cli.main(["demo", "--quiet", "--output-dir", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert "share" not in captured.out
+    assert text_table(rows) in captured.out
+    assert captured.err == ""
+
+
+def test_a_bad_seed_is_refused_before_anything_is_written(tmp_path, capsys):
+    assert cli.main(["demo", "--seed", "-1", "--output-dir", str(tmp_path / "new")]) == 2
+    assert "error: --seed: got -1, expected an integer >= 0" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_and_not_a_traceback(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--output-dir", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["demo", "--seed", "x"]])
+def test_words_that_are_no_command_end_with_usage(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert "usage: art-aft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["quickstart", "drop_in"])
+def test_an_example_is_short_and_removes_its_backdoor(name, tmp_path):
+    script = EXAMPLES / f"{name}.py"
+    assert len(script.read_text().splitlines()) < 40
+    command = [sys.executable, "-W", "error", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, cwd=tmp_path)
+    before, after = (
+        {key: float(value) for key, value in re.findall(r"(acc|asr)=([\d.]+)", line)}
+        for line in done.stdout.splitlines()
+    )
+    assert before["asr"] >= 0.95
+    assert after["asr"] <= 0.05
+    assert after["acc"] >= before["acc"] - 0.12
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,65 @@
+"""What installing and importing the package does to its surroundings."""
+
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def requirements():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = [line for line in config["options"]["install_requires"].splitlines() if line and line[0] != "#"]
+    return {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
+
+
+@pytest.mark.parametrize(
+    ("version", "allowed"),
+    [("3.2.7", False), ("3.3.0", True), ("3.4.0", False), ("3.5.0", False), ("3.5.1", False), ("3.6.0", True)],
+)
+def test_torchattacks_releases_that_downgrade_requests_are_left_out(requirements, version, allowed):
+    assert requirements["torchattacks"].contains(version) is allowed
+
+
+def test_what_art_forgets_to_declare_is_declared_here(requirements):
+    assert "packaging" in requirements
+
+
+def test_the_constraints_satisfy_the_requirements(requirements):
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pinned = [Requirement(line) for line in lines]
+    for name, specifier in requirements.items():
+        versions = [next(iter(pin.specifier)).version for pin in pinned if pin.name == name]
+        assert versions, name
+        assert all(specifier.contains(version) for version in versions), name
+
+
+def test_importing_loads_neither_torchvision_nor_matplotlib_and_seeds_nothing():
+    program = (
+        # scikit-learn draws from the random module when it is imported; that is not ours to mend.
+        "import random, sys, numpy, torch, sklearn.datasets\n"
+        "states = lambda: (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())\n"
+        "before = states()\n"
+        "import art_aft, art_aft.cli\n"
+        "assert states() == before\n"
+        "print(sorted({'torchvision', 'matplotlib', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_file_imports_torchvision():
+    files = [file for folder in ("art_aft", "examples") for file in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 20
+    assert [file.name for file in files if "import torchvision" in file.read_text()] == []
+
+
+def test_the_files_of_the_package_stay_small():
+    long = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "art_aft").rglob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 310} == {}
