@@ -68,7 +68,7 @@ def check_images(
     name: str,
     x: Any,
     *,
-    clip_values: tuple[float, float],
+    clip_values: tuple[float, float] | None,
     input_shape: Sequence[int] | None = None,
     allow_empty: bool = False,
 ) -> np.ndarray:
@@ -77,7 +77,7 @@ def check_images(
 
     :param name: The argument's name.
     :param x: Floating-point pixels of shape (N, C, H, W) or (N, H, W, C).
-    :param clip_values: The pixel range (low, high).
+    :param clip_values: The pixel range (low, high); None is any.
     :param input_shape: The shape of one image, where it is known.
     :param allow_empty: Whether N may be 0.
     """
@@ -92,10 +92,12 @@ def check_images(
         if allow_empty and len(x) == 0:
             return x
         raise ValueError(f"{name}: got an empty set of shape {x.shape}, expected at least one image")
-    low, high = clip_values
     least, greatest = float(x.min()), float(x.max())
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise ValueError(f"{name}: got NaN or infinite pixels, expected finite ones")
+    if clip_values is None:
+        return x
+    low, high = clip_values
     # Standard float32 arithmetic on valid pixels may overshoot the range by a rounding error.
     slack = 1e-5 * (high - low)
     if least < low - slack or greatest > high + slack:

@@ -8,7 +8,6 @@ module from pixels to logits, and takes it back as it was: modes, gradient flags
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 
 from art_aft.checks import check_choice, check_clip_values, check_images, check_integer, check_labels
 from art_aft.models import build_model
+from art_aft.rng import isolated_rng
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -105,40 +105,25 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
     return check_clip_values(f"{name}.clip_values", classifier.clip_values)
 
 
-def check_data(classifier: PyTorchClassifier, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def check_data(
+    classifier: PyTorchClassifier, x: Any, y: Any, *, in_range: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Check images and labels against a classifier.
 
-    :return: Images as float32 of shape (N, *input_shape), within `clip_values`, and labels as indices of shape (N,).
+    :param classifier: The classifier that they are for.
+    :param x: Images.
+    :param y: Labels, as indices or one-hot.
+    :param in_range: Whether images outside `clip_values` are refused; NaN and infinite pixels always are.
+    :return: Images as float32 of shape (N, *input_shape) and labels as indices of shape (N,).
     :raises ValueError: If they do not fit.
     :raises TypeError: If they are of another type.
     """
     clip_values = check_classifier("classifier", classifier)
-    check_images("x", x, clip_values=clip_values, input_shape=classifier.input_shape)
+    check_images("x", x, clip_values=clip_values if in_range else None, input_shape=classifier.input_shape)
     labels = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
     # torch takes no read-only arrays.
     return np.require(x, dtype=np.float32, requirements=["C_CONTIGUOUS", "WRITEABLE"]), labels
-
-
-@contextmanager
-def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """
-    Run a block with torch's global generators seeded, and leave all global generators as they were found.
-
-    :param seed: The seed for torch inside the block; None keeps the stream as it is.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
@@ -201,6 +186,21 @@ def _is_identity(operation: Any) -> bool:
         and not np.any(operation.mean)
         and bool(np.all(operation.std == 1))
     )
+
+
+def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    """
+    Return predicted labels as ART's `predict` would, but leave modes and random generators as they are.
+
+    :param classifier: The classifier, also in the middle of its training.
+    :param x: float32 images of shape (N, *input_shape).
+    :param batch_size: Images at a time.
+    :return: Label indices of shape (N,).
+    """
+    with torch.no_grad(), borrow(classifier, precision="float32") as module:
+        module.eval()
+        parts = torch.from_numpy(x).split(batch_size)
+        return torch.cat([module(part.to(classifier.device)).argmax(dim=1).cpu() for part in parts]).numpy()
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
 from art_aft.checks import check_choice, check_flag, check_integer, check_number
-from art_aft.classifier import PRECISIONS, borrow, check_classifier, check_data, isolated_rng
+from art_aft.classifier import PRECISIONS, borrow, check_classifier, check_data
+from art_aft.rng import isolated_rng
 
 
 class TorchAttacksPGD(EvasionAttack):

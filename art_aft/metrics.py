@@ -10,6 +10,7 @@ import numpy as np
 
 from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_labels
 from art_aft.perturbations import stamp
+from art_aft.rng import isolated_rng
 
 LabelMap = Callable[[np.ndarray], np.ndarray]
 
@@ -83,9 +84,11 @@ def evaluate(
     chosen = np.full(len(x), True) if check_flag("include_target", include_target) else wanted != truth
     if not chosen.any():
         raise ValueError("y: got only images that have the attacker's label already, expected some others")
-    clean = classifier.predict(x, batch_size=batch_size).argmax(axis=1)
     one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[wanted[chosen]]
-    triggered = classifier.predict(stamp(attack, x[chosen], one_hot), batch_size=batch_size).argmax(axis=1)
+    # ART's predict draws from torch's global generator, though nothing in it is random.
+    with isolated_rng():
+        clean = classifier.predict(x, batch_size=batch_size).argmax(axis=1)
+        triggered = classifier.predict(stamp(attack, x[chosen], one_hot), batch_size=batch_size).argmax(axis=1)
     return Scores(
         acc=float(np.mean(clean == truth)),
         asr=float(np.mean(triggered == wanted[chosen])),

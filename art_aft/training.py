@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from art_aft.batches import Augmentation, Batches, EachBatch, EachEpoch, batch_sizes
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifier import PRECISIONS, PixelModule, borrow, check_data, isolated_rng
+from art_aft.classifier import PRECISIONS, PixelModule, borrow, check_data
+from art_aft.rng import isolated_rng
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
@@ -98,6 +99,7 @@ def fit(
     each_batch: EachBatch | None = None,
     clean: tuple[np.ndarray, float] | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    in_range: bool = True,
     verbose: bool = False,
     description: str = "Fit",
 ) -> None:
@@ -114,11 +116,12 @@ def fit(
     :param each_batch: Called with the augmented images and label indices of each batch; returns both as trained on.
     :param clean: Other images for the same labels, and the share of each batch, in [0, 1], that is taken from them.
     :param after_epoch: Called with the number of finished epochs after each of them.
+    :param in_range: Whether images outside `clip_values` are refused.
     :param verbose: Whether to show a progress bar.
     :param description: The progress bar's title.
     :raises ValueError: If the data do not fit the classifier, or it has no optimizer where its own is needed.
     """
-    x, labels = check_data(classifier, x, y)
+    x, labels = check_data(classifier, x, y, in_range=in_range)
     if recipe.learning_rate is None and classifier.optimizer is None:
         raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
     device, (low, _) = classifier.device, check_clip_values("clip_values", classifier.clip_values)

@@ -1,6 +1,7 @@
 """An infected classifier, small classifiers in every encoding of pixels, and a watch over what must not change."""
 
 import copy
+import pickle
 import random
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -187,10 +188,13 @@ def gradient_flags(classifier: PyTorchClassifier) -> dict[str, bool]:
     return {name: parameter.requires_grad for name, parameter in classifier.model.named_parameters()}
 
 
-def global_rng() -> tuple:
-    """The states of Python's, numpy's and torch's global generators, comparable by ==."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), (kind, keys.tolist(), *rest), torch.get_rng_state().tolist()
+def global_rng() -> dict[str, int]:
+    """What stands for the states of the three global generators."""
+    return {
+        "python": hash(random.getstate()),
+        "numpy": hash(pickle.dumps(np.random.get_state())),  # noqa: NPY002
+        "torch": hash(torch.get_rng_state().numpy().tobytes()),
+    }
 
 
 @contextmanager

@@ -224,6 +224,15 @@ class TestBorrow:
             module(torch.from_numpy(x))
         np.testing.assert_array_equal(classifier.predict(x), before)
 
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    def test_activations_afterwards_lie_as_before_in_memory(self, precision, matrix_units):
+        classifier = build_classifier("wrn-10-1", input_shape=SHAPE, nb_classes=10)
+        x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+        assert classifier.model.features(x).is_contiguous()
+        with borrow(classifier, precision=precision) as module:
+            module(x)
+        assert classifier.model.features(x).view(4, -1).shape == (4, 64 * 9)
+
     @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
     @pytest.mark.parametrize("keep", [False, True])
     def test_running_statistics_are_given_back_on_demand(self, keep, fails, x):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.batches import Augmentation
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifier import check_data, clone
+from art_aft.classifier import check_data, clone, predict_labels
 from art_aft.defences.purification import Purification, register
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.training import BestEpoch, Recipe, fit, recalibrate_batch_norm
@@ -131,28 +131,40 @@ class AdversarialFineTuning(Purification):
             x, y = self._augmented_views(classifier, x), np.tile(y, self.n_views)
 
         # Stage 1: adversarial examples x~ of the infected model, each with the true label of its image.
-        x_adversarial, x_source, y_source = self._adversarial_examples(classifier, x, y)
+        x_source, y_source = self._attacked_images(classifier, x, y)
+        online = self.regenerate == "batch"  # then Stage 2 makes its examples itself
+        x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
 
         # Stage 2: fine-tune the infected model on (x~, y), eq. (7).
-        self._fine_tune(classifier, x_adversarial, y_source, self.nb_epochs, 1, held_out, "Stage 2", x_source)
+        self._fine_tune(classifier, x_adversarial, y_source, self.nb_epochs, 2, held_out, x_source)
         self.adversarial_classifier = clone(classifier)
 
         # Stage 3, optional: fine-tune on (x, y) to win accuracy back, eq. (8).
-        self._fine_tune(classifier, x, y, self.clean_epochs, 2, held_out, "Stage 3")
+        self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out)
+
+    def _attacked_images(
+        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images that Stage 1 works on, and their labels: all, unless misclassified ones are skipped."""
+        if self.misclassified != "skip":
+            return x, y
+        right = predict_labels(classifier, x) == y
+        if not right.any():
+            raise ValueError("misclassified: got 'skip' where the classifier gets every image wrong, expected 'attack'")
+        return x[right], y[right]
 
     def _adversarial_examples(
-        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return adversarial examples, the images that they come from, and the true labels."""
-        if self.regenerate == "batch":
-            return x, x, y
-        x_adversarial = self._attack(classifier).generate(x, y if self.attack_labels == "given" else None)
-        if self.misclassified != "attack":
-            right = classifier.predict(x, batch_size=self.batch_size).argmax(axis=1) == y
-            if self.misclassified == "skip":
-                return x_adversarial[right], x[right], y[right]
-            x_adversarial[~right] = x[~right]
-        return x_adversarial, x, y
+        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int = 0
+    ) -> np.ndarray:
+        """Return adversarial examples of the classifier as it is now; `turn` counts how often that was done before."""
+        attack = self._attack(classifier)
+        attack.seed = self._stream(0, turn)
+        attack.verbose = self.verbose and turn == 0
+        adversarial = attack.generate(x, y if self.attack_labels == "given" else None)
+        if self.misclassified == "keep":
+            wrong = predict_labels(classifier, x) != y
+            adversarial[wrong] = x[wrong]
+        return adversarial
 
     def _fine_tune(
         self,
@@ -162,48 +174,47 @@ class AdversarialFineTuning(Purification):
         nb_epochs: int,
         stage: int,
         held_out: tuple[np.ndarray, np.ndarray] | None,
-        description: str,
         x_clean: np.ndarray | None = None,
     ) -> None:
         """Fine-tune in place on (x, y), with what the settings add to the plain stage; `x_clean` belongs to Stage 2."""
         if nb_epochs == 0:
             return
         best = BestEpoch(classifier, held_out, self.batch_size) if held_out else None
-        again: dict[str, Callable[..., Any]] = {}
-        if x_clean is not None and self.regenerate == "epoch":
+        turns = itertools.count(1)
+
+        def each_epoch(epoch: int) -> np.ndarray | None:
             # The first epoch has its examples already: at its start the current model is the infected one.
-            again["each_epoch"] = lambda n: self._adversarial_examples(classifier, x_clean, y)[0] if n else None
-        elif x_clean is not None and self.regenerate == "batch":
-            again["each_batch"] = lambda images, labels: self._attacked_batch(classifier, images, labels)
+            return self._adversarial_examples(classifier, cast(np.ndarray, x_clean), y, next(turns)) if epoch else None
+
+        def each_batch(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x_batch, y_batch = images.cpu().numpy(), labels.cpu().numpy()
+            adversarial = self._adversarial_examples(classifier, x_batch, y_batch, next(turns))
+            return torch.from_numpy(adversarial).to(images.device), labels
+
+        online = self.regenerate if x_clean is not None else "once"
         fit(
             classifier,
             x,
             y,
             self._recipe(nb_epochs, stage, augmented=not self.augment_first),
+            each_epoch=each_epoch if online == "epoch" else None,
+            each_batch=each_batch if online == "batch" else None,
             clean=(x_clean, self.clean_share) if x_clean is not None and self.clean_share else None,
             after_epoch=best,
+            in_range=self.clip,
             verbose=self.verbose,
-            description=description,
-            **again,
+            description=f"Stage {stage}",
         )
         if best:
             best.restore()
         if self.recalibrate_bn:
             recalibrate_batch_norm(classifier, x if x_clean is None else x_clean, batch_size=self.batch_size)
 
-    def _attacked_batch(
-        self, classifier: PyTorchClassifier, images: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        attack = self._attack(classifier)
-        attack.verbose = False
-        given = labels.cpu().numpy() if self.attack_labels == "given" else None
-        return torch.from_numpy(attack.generate(images.cpu().numpy(), given)).to(images.device), labels
-
     def _augmented_views(self, classifier: PyTorchClassifier, x: np.ndarray) -> np.ndarray:
         """Return `n_views` augmented copies of the images, one whole set after the other."""
         low, _ = check_clip_values("clip_values", classifier.clip_values)
         augmentation = Augmentation(self.padding, self.mirror, low, classifier.channels_first)
-        rng = torch.Generator().manual_seed(self._stage_seed(0))
+        rng = torch.Generator().manual_seed(self._stream(1))
         views = [augmentation(torch.from_numpy(x), rng) for _ in range(self.n_views)]
         return torch.cat(views).contiguous().numpy()
 
@@ -226,12 +237,12 @@ class AdversarialFineTuning(Purification):
             freeze_bn=self.freeze_bn,
             max_steps=self.max_steps,
             precision=self.precision,
-            seed=self._stage_seed(stage),
+            seed=self._stream(stage),
         )
 
-    def _stage_seed(self, stage: int) -> int:
-        """Return a stage's own seed, so that Stage 3 does not repeat the order and the crops of Stage 2."""
-        return int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0])
+    def _stream(self, *key: int) -> int:
+        """Return a seed of its own for each use, so that Stage 3 does not repeat the order and crops of Stage 2."""
+        return int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0])
 
     def _split(
         self, x: np.ndarray, y: np.ndarray

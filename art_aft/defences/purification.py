@@ -11,6 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.classifier import check_classifier, check_data, clone
 from art_aft.registry import Registry
+from art_aft.rng import isolated_rng
 
 
 class Purification(Transformer):
@@ -29,7 +30,8 @@ class Purification(Transformer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.params = [name for name in vars(cls).get("__annotations__", {}) if name not in ("classifier", "_")]
+        own = [name for name in vars(cls).get("__annotations__", {}) if name not in ("classifier", "_", *cls.params)]
+        cls.params = [*cls.params, *own]
 
     def __post_init__(self) -> None:
         check_classifier("classifier", self.classifier)
@@ -62,7 +64,8 @@ class Purification(Transformer):
             purified = transformed_classifier
         if getattr(self, "learning_rate", 0.0) is None and purified.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
-        self._purify(purified, *checked)
+        with isolated_rng():
+            self._purify(purified, *checked)
         purified.model.eval()
         return purified
 
