@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from art_aft.pixels import to_float
+
 EachEpoch = Callable[[int], np.ndarray | None]
 EachBatch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -70,6 +72,7 @@ class Batches(IterableDataset):
     :param nb_epochs: How many epochs there will be.
     :param max_steps: End after so many batches, if that is before `nb_epochs`.
     :param augmentation: How images are augmented.
+    :param clip_values: The pixel range that 8-bit images stand for.
     :param seed: The seed of order and augmentation.
     """
 
@@ -83,9 +86,11 @@ class Batches(IterableDataset):
         nb_epochs: int,
         max_steps: int | None,
         augmentation: Augmentation,
+        clip_values: tuple[float, float],
         seed: int,
     ) -> None:
         self.x, self.y, self.nb_classes, self.augmentation = x, y, nb_classes, augmentation
+        self.clip_values = clip_values
         self.rng = torch.Generator().manual_seed(seed)
         self.sizes = batch_sizes(len(x), batch_size)
         total = len(self.sizes) * nb_epochs
@@ -94,6 +99,7 @@ class Batches(IterableDataset):
         self.epoch = 0
         self.each_epoch: EachEpoch | None = None
         self.each_batch: EachBatch | None = None
+        self.augment_last = False
         self.clean: tuple[torch.Tensor, float] | None = None
         self.after_epoch: Callable[[int], None] | None = None
 
@@ -115,13 +121,17 @@ class Batches(IterableDataset):
 
     def _batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and labels of one batch as they enter the classifier."""
-        x, y = self.augmentation(self.x[index], self.rng), self.y[index]
-        if self.each_batch:
+        x, y = to_float(self.x[index], self.clip_values), self.y[index]
+        if self.each_batch and self.augment_last:
+            x, y = self.each_batch(x, y)
+        x = self.augmentation(x, self.rng)
+        if self.each_batch and not self.augment_last:
             x, y = self.each_batch(x, y)
         if self.clean:
             images, share = self.clean
             count = round(share * len(index))
-            x = torch.cat([self.augmentation(images[index[:count]], self.rng), x[count:]])
+            shown = self.augmentation(to_float(images[index[:count]], self.clip_values), self.rng)
+            x = torch.cat([shown, x[count:]])
         return x, y
 
 

@@ -71,6 +71,7 @@ def check_images(
     clip_values: tuple[float, float] | None,
     input_shape: Sequence[int] | None = None,
     allow_empty: bool = False,
+    allow_8bit: bool = False,
 ) -> np.ndarray:
     """
     Return `x` if it is a batch of images.
@@ -80,18 +81,22 @@ def check_images(
     :param clip_values: The pixel range (low, high); None is any.
     :param input_shape: The shape of one image, where it is known.
     :param allow_empty: Whether N may be 0.
+    :param allow_8bit: Whether uint8 is allowed, where 0 to 255 stand for the whole of `clip_values`.
     """
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a numpy array of images")
     shape = "(N, C, H, W) or (N, H, W, C)" if input_shape is None else f"(N, {', '.join(map(str, input_shape))})"
     if x.ndim != 4 or (input_shape is not None and x.shape[1:] != tuple(input_shape)):
         raise ValueError(f"{name}: got shape {x.shape}, expected {shape}")
-    if not np.issubdtype(x.dtype, np.floating):
-        raise TypeError(f"{name}: got dtype {x.dtype}, expected floating-point pixels")
+    if not (np.issubdtype(x.dtype, np.floating) or (allow_8bit and x.dtype == np.uint8)):
+        also = " or uint8" if allow_8bit else ""
+        raise TypeError(f"{name}: got dtype {x.dtype}, expected floating-point{also} pixels")
     if x.size == 0:
         if allow_empty and len(x) == 0:
             return x
         raise ValueError(f"{name}: got an empty set of shape {x.shape}, expected at least one image")
+    if x.dtype == np.uint8:
+        return x
     least, greatest = float(x.min()), float(x.max())
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise ValueError(f"{name}: got NaN or infinite pixels, expected finite ones")

@@ -1,27 +1,19 @@
-"""
-ART's `PyTorchClassifier`: build it, copy it, and borrow it for fast work.
-
-`borrow` is the one place where precision and memory format are chosen. It lends out the classifier as a plain
-module from pixels to logits, and takes it back as it was: modes, gradient flags, memory formats.
-"""
+"""ART's `PyTorchClassifier`: build it, copy it, check it, read its labels and features."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 
-from art_aft.checks import check_choice, check_clip_values, check_images, check_integer, check_labels
+from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
 from art_aft.models import build_model
+from art_aft.pixel_module import borrow
+from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def build_classifier(
@@ -115,77 +107,18 @@ def check_data(
     :param x: Images.
     :param y: Labels, as indices or one-hot.
     :param in_range: Whether images outside `clip_values` are refused; NaN and infinite pixels always are.
-    :return: Images as float32 of shape (N, *input_shape) and labels as indices of shape (N,).
+    :return: Images as float32, or uint8 as they came, of shape (N, *input_shape), and labels as indices of shape (N,).
     :raises ValueError: If they do not fit.
     :raises TypeError: If they are of another type.
     """
     clip_values = check_classifier("classifier", classifier)
-    check_images("x", x, clip_values=clip_values if in_range else None, input_shape=classifier.input_shape)
+    check_images(
+        "x", x, clip_values=clip_values if in_range else None, input_shape=classifier.input_shape, allow_8bit=True
+    )
     labels = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
     # torch takes no read-only arrays.
-    return np.require(x, dtype=np.float32, requirements=["C_CONTIGUOUS", "WRITEABLE"]), labels
-
-
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware (AMX, or CUDA capability 8 and above)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and probe is not None and bool(probe())
-
-
-class PixelModule(torch.nn.Module):
-    """
-    What a classifier does from pixels to logits, as one differentiable module: rescaling, preprocessing, model.
-
-    :param classifier: The classifier; its model's parameters are shared, not copied.
-    :param scale: The pixel values (low, high) that inputs 0 and 1 stand for; None takes pixels as they are.
-    """
-
-    def __init__(self, classifier: PyTorchClassifier, scale: tuple[float, float] | None = None) -> None:
-        super().__init__()
-        self.model = classifier.model
-        self.scale = None if scale == (0.0, 1.0) else scale
-        self.channels_first = classifier.channels_first
-        self.channels_last_memory = False
-        self.bfloat16 = False
-        self.freeze_bn = False
-        # ART's default preprocessing, (x - 0) / 1, is left out: it only costs time.
-        self._operations = [op for op in classifier.preprocessing_operations if not _is_identity(op)]
-
-    def train(self, mode: bool = True) -> PixelModule:
-        """Set the mode as usual, but leave batch normalisation in evaluation mode where `freeze_bn` is set."""
-        super().train(mode)
-        if self.freeze_bn:
-            for module in self.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits of shape (N, nb_classes) for images of shape (N, *input_shape)."""
-        if x.requires_grad:
-            # torchattacks' PGDL2 calls .view on the gradient, which a channels_last one does not allow.
-            x.register_hook(torch.Tensor.contiguous)
-        if self.scale is not None:
-            low, high = self.scale
-            x = low + (high - low) * x
-        for operation in self._operations:
-            if operation.apply_fit if self.training else operation.apply_predict:
-                x, _ = operation.forward(x)
-        if self.channels_last_memory and self.channels_first:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            logits = self.model(x)
-        return logits.float()
-
-
-def _is_identity(operation: Any) -> bool:
-    return (
-        isinstance(operation, StandardisationMeanStdPyTorch)
-        and not np.any(operation.mean)
-        and bool(np.all(operation.std == 1))
-    )
+    dtype = np.uint8 if x.dtype == np.uint8 else np.float32
+    return np.require(x, dtype=dtype, requirements=["C_CONTIGUOUS", "WRITEABLE"]), labels
 
 
 def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
@@ -193,80 +126,58 @@ def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int
     Return predicted labels as ART's `predict` would, but leave modes and random generators as they are.
 
     :param classifier: The classifier, also in the middle of its training.
-    :param x: float32 images of shape (N, *input_shape).
+    :param x: float32 or uint8 images of shape (N, *input_shape).
     :param batch_size: Images at a time.
     :return: Label indices of shape (N,).
     """
     with torch.no_grad(), borrow(classifier, precision="float32") as module:
         module.eval()
-        parts = torch.from_numpy(x).split(batch_size)
-        return torch.cat([module(part.to(classifier.device)).argmax(dim=1).cpu() for part in parts]).numpy()
+        clip_values = check_clip_values("clip_values", classifier.clip_values)
+        labels = [
+            module(to_float(part.to(classifier.device), clip_values)).argmax(dim=1).cpu()
+            for part in torch.from_numpy(x).split(batch_size)
+        ]
+        return torch.cat(labels).numpy()
 
 
-@contextmanager
-def borrow(
-    classifier: PyTorchClassifier,
-    *,
-    precision: str = "auto",
-    scale: tuple[float, float] | None = None,
-    freeze: bool = False,
-    keep_buffers: bool = False,
-) -> Iterator[PixelModule]:
+def features(
+    classifier: PyTorchClassifier, x: np.ndarray, *, pooled: bool = False, batch_size: int = 128
+) -> np.ndarray:
     """
-    Lend out a classifier as a module in the fastest form that gives right results on its device.
+    Return the last convolutional feature maps, just before the head (the paper's Table I and Fig. 2).
 
-    With bfloat16, weights lie in channels_last order and activations are computed under autocast. A model that
-    fails so (a `.view` on activations, an operation without bfloat16) gets the plain layout, then plain precision.
-
-    :param classifier: The classifier. Afterwards, also after an exception, each module's mode, each parameter's
-        `requires_grad` flag and memory format are as they were; weights keep what was done to them.
-    :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
-    :param scale: The pixel values that inputs 0 and 1 stand for; None takes pixels as they are.
-    :param freeze: Whether the parameters need no gradients.
-    :param keep_buffers: Whether buffers (running statistics) are put back too.
+    :param classifier: The classifier. A model with a method `features` is asked for them (those of this package take
+        the map after normalisation and ReLU, where there are such); of another, the output of the convolution that
+        ran last is taken. Modes, hooks and random generators are left as they were.
+    :param x: Images in `clip_values`, or uint8 images that stand for that range, of shape (N, *input_shape).
+    :param pooled: Whether to average over positions.
+    :param batch_size: Images at a time.
+    :return: float32 of shape (N, C, H, W), or (N, C).
+    :raises ValueError: If the images do not fit, or the model has no convolution.
     """
-    check_choice("precision", precision, PRECISIONS)
-    module = PixelModule(classifier, scale)
-    flags = {part: part.training for part in classifier._model.modules()}
-    parameters = [(p, p.requires_grad, p.stride()) for p in classifier.model.parameters()]
-    buffers = [(b, b.clone()) for b in classifier.model.buffers()] if keep_buffers else []
-    try:
-        for parameter, *_ in parameters if freeze else ():
-            parameter.requires_grad_(False)
-        if precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(classifier.device)):
-            _settle(module, classifier, can_fall_back=precision == "auto")
-        yield module
-    finally:
-        for part, training in flags.items():
-            part.training = training
-        for parameter, requires_grad, stride in parameters:
-            parameter.requires_grad_(requires_grad)
-            # Not .contiguous(): strides that mean the same (of 1x1 kernels) still choose other code paths.
-            if parameter.stride() != stride:
-                parameter.data = torch.empty_strided(
-                    parameter.shape, stride, dtype=parameter.dtype, device=parameter.device
-                ).copy_(parameter.data)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-
-
-def _settle(module: PixelModule, classifier: PyTorchClassifier, can_fall_back: bool) -> None:
-    """Choose the fastest form of the module that runs forward and backward on two grey images."""
-    ladder = [(True, torch.channels_last), (True, torch.contiguous_format)]
-    low, high = (0.0, 1.0) if module.scale is not None else check_clip_values("clip_values", classifier.clip_values)
-    with isolated_rng(), torch.enable_grad():
+    x, _ = check_data(classifier, x, np.zeros(np.shape(x)[:1]))
+    clip_values = check_clip_values("clip_values", classifier.clip_values)
+    latest: list[torch.Tensor] = []
+    convolutions = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    if not convolutions and not hasattr(classifier.model, "features"):
+        raise ValueError("classifier.model: got a model without a 2-dimensional convolution, expected one")
+    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
         module.eval()
-        for bfloat16, memory_format in ladder:
-            module.bfloat16 = bfloat16
-            module.channels_last_memory = memory_format is torch.channels_last
-            module.model.to(memory_format=memory_format)
-            grey = torch.full((2, *classifier.input_shape), (low + high) / 2, device=classifier.device)
-            try:
-                torch.autograd.grad(module(grey.requires_grad_(True)).sum(), grey)
-            except RuntimeError:
-                if not can_fall_back and memory_format is torch.contiguous_format:
-                    raise
-            else:
-                return
-    module.bfloat16 = False
+        own = getattr(classifier.model, "features", None)
+        # A module called `features` (VGG) is a part of the model, not an answer to this question.
+        ask = own if callable(own) and not isinstance(own, torch.nn.Module) else None
+        hooks = [m.register_forward_hook(lambda *event: latest.append(event[2])) for m in convolutions if not ask]
+        try:
+            maps = []
+            for part in torch.from_numpy(x).split(batch_size):
+                pixels = to_float(part.to(classifier.device), clip_values)
+                if ask:
+                    latest.append(ask(module.preprocess(pixels)))
+                else:
+                    module(pixels)
+                maps.append((latest[-1].mean(dim=(2, 3)) if pooled else latest[-1]).cpu())
+                latest.clear()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return torch.cat(maps).numpy()

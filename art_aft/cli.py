@@ -1,17 +1,22 @@
-"""The command line: `art-aft demo`."""
+"""The command line: `art-aft demo | train`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from art_aft import __version__
 from art_aft.checks import check_integer
-from art_aft.experiment import Row, demo, environment
-from art_aft.report import DemoPicture, text_table, write_json
+from art_aft.experiment import Infection, Row, demo, environment, plant
+from art_aft.perturbations import PERTURBATIONS
+from art_aft.recipes import RECIPES
+from art_aft.report import DemoPicture, add_row, text_table, write_json
 
 DEMO_LEGEND = """
 ACC  clean test images that get their true label
@@ -40,12 +45,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--quiet", action="store_true", help="no progress bars and no explanations")
     command.set_defaults(run=run_demo)
+    _add_train(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
     except (OSError, TypeError, ValueError) as error:
         print(f"art-aft: error: {error}", file=sys.stderr)
         return 2
+
+
+def _add_train(commands: Any) -> None:
+    """Add `art-aft train` to the commands."""
+    command = commands.add_parser("train", help="train an infected model and store it, or find it stored")
+    command.add_argument("--attack", required=True, choices=sorted(PERTURBATIONS), help="the trigger")
+    command.add_argument("--data", default="digits", help="digits, cifar10, or a folder with train.zip and test.zip")
+    command.add_argument("--model", default="wrn-16-1", help="such as wrn-16-1, preactresnet-18 (default: %(default)s)")
+    command.add_argument("--recipe", default="paper", choices=sorted(RECIPES), help="how (default: %(default)s)")
+    command.add_argument("--epochs", type=int, help="other than the recipe's")
+    command.add_argument("--labels", default="all-to-one", choices=["all-to-one", "all-to-all"])
+    command.add_argument("--target", type=int, default=0, help="the attacker's label (default: %(default)s)")
+    command.add_argument("--rate", type=float, default=0.1, help="the poisoning ratio (default: %(default)s)")
+    command.add_argument("--clean-share", type=float, default=0.05, help="what the defender has (default: %(default)s)")
+    command.add_argument("--per-batch", action="store_true", help="poison every batch afresh, as WaNet's release")
+    command.add_argument("--cover-ratio", type=float, default=0.0, help="covers for each poisoned image")
+    command.add_argument("--seed", type=int, default=0, help="the seed of everything (default: %(default)s)")
+    command.add_argument("--store", type=Path, default=Path("art-aft-models"), help="where models go")
+    command.add_argument("--rows", type=Path, help="a JSON file of result rows to add this model's to")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=run_train)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Run `art-aft train`: a stored model, its scores on standard output and in a file of rows."""
+    recipe = replace(RECIPES[options.recipe], seed=options.seed)
+    if options.epochs is not None:
+        recipe = replace(recipe, nb_epochs=options.epochs)
+    names = ("attack", "data", "model", "labels", "target", "rate", "clean_share", "per_batch", "cover_ratio", "seed")
+    infection = Infection(recipe=recipe, **{name: getattr(options, name) for name in names})
+    plant(infection, store=options.store, verbose=not options.quiet)
+    place = options.store / infection.key
+    facts = json.loads(place.with_name(place.name + ".json").read_text(encoding="utf-8"))["facts"]
+    scores = facts["scores"]
+    shares = "  ".join(f"{name.upper()} {100 * scores[name]:.2f}" for name in ("acc", "asr", "ra"))
+    print(f"{shares}  {place}.safetensors")
+    if options.rows:
+        add_row(options.rows, {**facts, "infection": {**facts["infection"], "data": Path(options.data).name}})
+    return 0
 
 
 def run_demo(options: argparse.Namespace) -> int:

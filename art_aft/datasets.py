@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
+from tqdm.auto import tqdm
 
 from art_aft.checks import check_flag, check_integer, check_labels, check_number
 
@@ -16,7 +23,7 @@ class Dataset:
     A training and a test set of images.
 
     :param name: The data set's name.
-    :param x_train: Training images, (N, C, H, W), in `clip_values`.
+    :param x_train: Training images, (N, C, H, W): floats in `clip_values`, or uint8 that stands for that range.
     :param y_train: Their labels, int64 of shape (N,).
     :param x_test: Test images.
     :param y_test: Their labels.
@@ -80,14 +87,102 @@ def split_clean(y: np.ndarray, share: float, *, seed: int, stratify: bool = Fals
     return np.flatnonzero(is_clean), np.flatnonzero(~is_clean)
 
 
-def load(name: str, *, seed: int = 0) -> Dataset:
-    """
-    Return a data set by its name.
+# A mirrored traffic sign or digit is another one.
+NEVER_MIRRORED = ("digits", "gtsrb", "mnist", "svhn")
 
-    :param name: "digits".
-    :param seed: The seed of the split, where the data have none of their own.
-    :raises ValueError: If the name is unknown.
+
+def image_folders(path: str | Path, *, mirror: bool | None = None, verbose: bool = False) -> Dataset:
     """
-    if name != "digits":
-        raise ValueError(f"unknown data set {name!r}, expected one of: digits")
-    return digits(seed=seed)
+    Return a data set of image files in class folders: `<part>/<class>/<file>` or, in `<part>.zip`, `<class>/<file>`.
+
+    The parts are `train` and `test`. A class's index is its place among the sorted folder names of `train`.
+
+    :param path: The folder that the two parts lie in; its name is the data set's.
+    :param mirror: Whether a mirrored image keeps its class. None is yes, except for traffic signs and digits.
+    :param verbose: Whether to show progress bars.
+    :return: uint8 images with three channels, all of one size.
+    :raises ValueError: If a part is missing or empty, images differ in size, or `test` has a class of its own.
+    :raises ImportError: If Pillow is missing, which reads the files.
+    """
+    path = Path(path)
+    x_train, names_train = _read_part(path, "train", verbose)
+    x_test, names_test = _read_part(path, "test", verbose)
+    classes = sorted(set(names_train))
+    unknown = sorted(set(names_test) - set(classes))
+    if unknown:
+        raise ValueError(f"path: got class {unknown[0]!r} in the test part of {path}, expected only those of train")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(
+            f"path: got images of {x_train.shape[1:]} and of {x_test.shape[1:]} in {path}, expected one size"
+        )
+    index = {name: number for number, name in enumerate(classes)}
+    if mirror is None:
+        mirror = not any(name in path.name.lower() for name in NEVER_MIRRORED)
+    return Dataset(
+        path.name,
+        x_train,
+        np.array([index[name] for name in names_train], dtype=np.int64),
+        x_test,
+        np.array([index[name] for name in names_test], dtype=np.int64),
+        nb_classes=len(classes),
+        mirror=mirror,
+    )
+
+
+def _read_part(path: Path, part: str, verbose: bool) -> tuple[np.ndarray, list[str]]:
+    """Return the images of one part as uint8 (N, 3, H, W), sorted by class and name, and their class names."""
+    from PIL import Image
+
+    folder, archive = path / part, path / f"{part}.zip"
+    entries: dict[str, Callable[[], Any]]
+    with contextlib.ExitStack() as stack:
+        if folder.is_dir():
+            files = [file for file in folder.glob("*/*") if file.is_file()]
+            entries = {f"{file.parent.name}/{file.name}": partial(open, file, "rb") for file in files}
+        elif archive.is_file():
+            zipped = stack.enter_context(zipfile.ZipFile(archive))
+            names = [name for name in zipped.namelist() if name.count("/") == 1 and not name.endswith("/")]
+            entries = {name: partial(zipped.open, name) for name in names}
+        else:
+            raise ValueError(f"path: got {path} without {part}/ or {part}.zip, expected one of them")
+        order = sorted(name for name in entries if name.lower().endswith((".jpg", ".jpeg", ".png", ".ppm", ".bmp")))
+        if not order:
+            raise ValueError(f"path: got no image in the {part} part of {path}, expected <class>/<file>")
+        bar = tqdm(order, desc=f"Read {path.name} {part}", disable=None if verbose else True, leave=False)
+        for row, name in enumerate(bar):
+            with entries[name]() as file:
+                image = np.moveaxis(np.asarray(Image.open(file).convert("RGB")), -1, 0)
+            if row == 0:
+                images = np.empty((len(order), *image.shape), dtype=np.uint8)
+            if image.shape != images.shape[1:]:
+                raise ValueError(f"path: got {image.shape} for {name} in {path}, expected all as {images.shape[1:]}")
+            images[row] = image
+    return images, [name.split("/")[0] for name in order]
+
+
+def cifar10() -> Dataset:
+    """Return CIFAR-10 through ART's own loader, which downloads it once into ART's data folder."""
+    from art.utils import load_dataset
+
+    (x_train, y_train), (x_test, y_test), *_ = load_dataset("cifar10")
+    images = [np.ascontiguousarray(np.moveaxis(np.rint(255 * x).astype(np.uint8), -1, 1)) for x in (x_train, x_test)]
+    labels = [check_labels("y", y) for y in (y_train, y_test)]
+    return Dataset("cifar10", images[0], labels[0], images[1], labels[1], nb_classes=10, mirror=True)
+
+
+def load(name_or_path: str | Path, *, seed: int = 0, verbose: bool = False) -> Dataset:
+    """
+    Return a data set by its name or its place.
+
+    :param name_or_path: "digits", "cifar10" (through ART's loader), or the path of a folder as for `image_folders`.
+    :param seed: The seed of the split, for digits, which have none of their own.
+    :param verbose: Whether to show progress bars.
+    :raises ValueError: If it is neither a known name nor a folder.
+    """
+    if name_or_path == "digits":
+        return digits(seed=seed)
+    if Path(name_or_path).is_dir():
+        return image_folders(name_or_path, verbose=verbose)
+    if name_or_path == "cifar10":
+        return cifar10()
+    raise ValueError(f"unknown data set {str(name_or_path)!r}, expected 'digits', 'cifar10' or a folder of images")

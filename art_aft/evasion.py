@@ -12,7 +12,9 @@ from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
 from art_aft.checks import check_choice, check_flag, check_integer, check_number
-from art_aft.classifier import PRECISIONS, borrow, check_classifier, check_data
+from art_aft.classifier import check_classifier, check_data
+from art_aft.pixel_module import PRECISIONS, borrow
+from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 
 
@@ -118,18 +120,18 @@ class TorchAttacksPGD(EvasionAttack):
         """
         Return an adversarial example for each image.
 
-        :param x: Images in `clip_values`, of shape (N, *input_shape).
+        :param x: Images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
         :param y: The labels to lead away from, as indices or one-hot. None takes the classifier's predictions.
         :return: float32 images of the same shape, at most `eps` away, in `clip_values` (with `clip`).
         :raises ValueError: If the data do not fit the classifier.
         """
         classifier = self.estimator
-        low, high = check_classifier("estimator", classifier)
+        clip_values = low, high = check_classifier("estimator", classifier)
         x, labels = check_data(classifier, x, np.zeros(np.shape(x)[:1]) if y is None else y)
         # torchattacks always clips to [0, 1]. Let that stand for a wider range where no clipping is wanted.
         if not self.clip:
             low, high = low - self.eps, high + self.eps
-        adversarial = np.empty_like(x)
+        adversarial = np.empty(x.shape, dtype=np.float32)
         with (
             isolated_rng(self.seed),
             torch.enable_grad(),
@@ -146,7 +148,8 @@ class TorchAttacksPGD(EvasionAttack):
             starts = range(0, len(x), self.batch_size)
             for start in tqdm(starts, desc="Adversarial examples", disable=None if self.verbose else True, leave=False):
                 part = slice(start, start + self.batch_size)
-                images = torch.from_numpy((x[part] - low) / (high - low)).to(classifier.device).clamp_(0, 1)
+                pixels = to_float(torch.from_numpy(x[part]).to(classifier.device), clip_values)
+                images = ((pixels - low) / (high - low)).clamp_(0, 1)
                 if y is None:
                     target = module(images).argmax(dim=1)
                 else:
@@ -156,6 +159,7 @@ class TorchAttacksPGD(EvasionAttack):
         adversarial += low
         if self.norm != 2:
             # Rescaling rounds; the promise to stay in the ball and in range holds exactly all the same.
+            x = to_float(x, clip_values)
             np.clip(adversarial, x - np.float32(self.eps), x + np.float32(self.eps), out=adversarial)
         return np.clip(adversarial, low, high, out=adversarial)
 

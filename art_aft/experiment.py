@@ -2,133 +2,21 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
-from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.classifier import build_classifier
-from art_aft.datasets import Dataset, load, split_clean
 from art_aft.defences import DEFENCES
 from art_aft.evasion import TorchAttacksPGD
+from art_aft.infection import Infection, Row, Scene, environment, plant
 from art_aft.metrics import evaluate, target_share
-from art_aft.perturbations import PERTURBATIONS
-from art_aft.poisoning import AllToOne, poison
-from art_aft.training import Recipe, fit
+from art_aft.training import Recipe
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Infection:
-    """
-    The attacker's side of an experiment: everything that decides what the infected model is.
-
-    :param attack: The attack's name.
-    :param data: The data set's name.
-    :param model: The model's name.
-    :param target: The attacker's label, all-to-one.
-    :param rate: The poisoning ratio, in [0, 1].
-    :param clean_share: The share of the training set that the defender has; the model is trained on the rest.
-    :param recipe: How the model is trained.
-    :param seed: The seed of the split, the poisoning, the weights and the training.
-    """
-
-    attack: str
-    data: str = "digits"
-    model: str = "wrn-10-1"
-    target: int = 0
-    rate: float = 0.1
-    clean_share: float = 0.1
-    recipe: Recipe = field(default_factory=Recipe)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Scene:
-    """
-    An infected model, and what attacker and defender hold.
-
-    :param infection: What it was made from.
-    :param dataset: The data; its test images are only measured on.
-    :param classifier: The infected classifier.
-    :param attack: ART's poisoning attack with the trigger.
-    :param labels: What a triggered image should become.
-    :param x_clean: The defender's images.
-    :param y_clean: Their labels, as indices.
-    :param seconds: How long the training took.
-    """
-
-    infection: Infection
-    dataset: Dataset
-    classifier: PyTorchClassifier
-    attack: PoisoningAttackBackdoor
-    labels: AllToOne
-    x_clean: np.ndarray
-    y_clean: np.ndarray
-    seconds: float
-
-
-def plant(infection: Infection, *, verbose: bool = False) -> Scene:
-    """
-    Train an infected classifier.
-
-    :param infection: What to plant.
-    :param verbose: Whether to show a progress bar.
-    :raises ValueError: If a name is unknown or a number out of range.
-    """
-    attack = PoisoningAttackBackdoor(PERTURBATIONS[infection.attack]())
-    labels = AllToOne(infection.target)
-    dataset = load(infection.data, seed=infection.seed)
-    clean, rest = split_clean(dataset.y_train, infection.clean_share, seed=infection.seed)
-    planted = poison(
-        dataset.x_train[rest], dataset.y_train[rest], attack, labels, rate=infection.rate, seed=infection.seed
-    )
-    classifier = build_classifier(
-        infection.model,
-        input_shape=dataset.input_shape,
-        nb_classes=dataset.nb_classes,
-        clip_values=dataset.clip_values,
-        seed=infection.seed,
-    )
-    start = time.perf_counter()
-    fit(
-        classifier,
-        planted.x,
-        planted.y,
-        infection.recipe,
-        verbose=verbose,
-        description=f"{infection.attack}: train the victim",
-    )
-    seconds = time.perf_counter() - start
-    return Scene(
-        infection,
-        dataset,
-        classifier,
-        attack,
-        labels,
-        dataset.x_train[clean],
-        dataset.y_train[clean],
-        seconds,
-    )
-
-
-def environment() -> Row:
-    """Return what a result depends on beside its settings: versions, machine, device."""
-    packages = ("art-aft", "adversarial-robustness-toolbox", "numpy", "scikit-learn", "torch", "torchattacks")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-    }
+__all__ = ["Infection", "Row", "Scene", "adversarial_examples", "defend", "demo", "environment", "measure", "plant"]
 
 
 def adversarial_examples(scene: Scene, classifier: PyTorchClassifier, eps: float) -> np.ndarray:
@@ -156,7 +44,6 @@ def measure(
     infection = asdict(scene.infection)
     return {
         **infection,
-        "labels": "all-to-one",
         "defence": defence,
         "settings": {key: str(value) if value == np.inf else value for key, value in settings.items()},
         "n_defender": len(scene.x_clean),

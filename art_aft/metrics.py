@@ -10,6 +10,7 @@ import numpy as np
 
 from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_labels
 from art_aft.perturbations import stamp
+from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 
 LabelMap = Callable[[np.ndarray], np.ndarray]
@@ -66,7 +67,7 @@ def evaluate(
     (9 points of ASR on CIFAR-10 for a perfect defence), so they are left out, as in the paper's tables.
 
     :param classifier: An ART classifier.
-    :param x: Test images in `clip_values`, of shape (N, *input_shape).
+    :param x: Test images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
     :param y: Their true labels, as indices or one-hot.
     :param attack: ART's `PoisoningAttackBackdoor`, or a bare perturbation.
     :param labels: What a triggered image should become: `AllToOne` or `AllToAll`.
@@ -77,7 +78,7 @@ def evaluate(
     :raises ValueError: If the data do not fit the classifier, or no image is left to trigger.
     """
     clip_values = check_clip_values("classifier.clip_values", classifier.clip_values)
-    check_images("x", x, clip_values=clip_values, input_shape=classifier.input_shape)
+    check_images("x", x, clip_values=clip_values, input_shape=classifier.input_shape, allow_8bit=True)
     truth = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
     batch_size = check_integer("batch_size", batch_size, 1)
     wanted = wanted_labels(labels, truth, classifier.nb_classes)
@@ -87,14 +88,22 @@ def evaluate(
     one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[wanted[chosen]]
     # ART's predict draws from torch's global generator, though nothing in it is random.
     with isolated_rng():
-        clean = classifier.predict(x, batch_size=batch_size).argmax(axis=1)
-        triggered = classifier.predict(stamp(attack, x[chosen], one_hot), batch_size=batch_size).argmax(axis=1)
+        clean = _predict(classifier, x, clip_values, batch_size)
+        triggered = _predict(classifier, stamp(attack, x[chosen], one_hot), clip_values, batch_size)
     return Scores(
         acc=float(np.mean(clean == truth)),
         asr=float(np.mean(triggered == wanted[chosen])),
         ra=float(np.mean(triggered == truth[chosen])),
         n_clean=len(x),
         n_triggered=int(chosen.sum()),
+    )
+
+
+def _predict(classifier: Any, x: np.ndarray, clip_values: tuple[float, float], batch_size: int) -> np.ndarray:
+    """Return predicted labels; ART preprocesses a whole array at once, so large ones go in parts."""
+    parts = [x[start : start + 32 * batch_size] for start in range(0, len(x), 32 * batch_size)]
+    return np.concatenate(
+        [classifier.predict(to_float(part, clip_values), batch_size=batch_size).argmax(axis=1) for part in parts]
     )
 
 

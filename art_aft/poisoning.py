@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from art_aft.checks import check_choice, check_flag, check_integer, check_labels, check_number
 from art_aft.metrics import LabelMap, wanted_labels
@@ -65,6 +67,64 @@ class PoisonedData:
     y: np.ndarray
     is_poisoned: np.ndarray
     is_cover: np.ndarray
+
+
+class BatchPoisoning:
+    """
+    Fresh poisoned and cover images in every batch, as the official recipes of WaNet and Input-aware train.
+
+    For `each_batch` of `art_aft.training.fit`: in each shuffled batch of B images the first int(rate * B) are
+    poisoned, the next int(cover_ratio * int(rate * B)) are covers, the rest stays clean.
+
+    :param attack: ART's `PoisoningAttackBackdoor`, or a bare perturbation.
+    :param labels: What a triggered image should become.
+    :param rate: The share of each batch that is poisoned, in [0, 1]. int() truncates: 12 of 128 at 0.1.
+    :param cover_ratio: How many covers for each poisoned image; above 0 the attack needs a `cover`.
+    :raises ValueError: If a number is out of range or the attack has no covers.
+    """
+
+    def __init__(self, attack: Any, labels: LabelMap, *, rate: float, cover_ratio: float = 0.0) -> None:
+        self.attack, self.labels = attack, labels
+        self.rate = check_number("rate", rate, minimum=0.0, maximum=1.0)
+        self.cover_ratio = check_number("cover_ratio", cover_ratio, minimum=0.0)
+        if self.rate * (1 + self.cover_ratio) > 1:
+            raise ValueError(
+                f"cover_ratio: got {cover_ratio:g} with rate {rate:g}, expected shares of at most 1 in all"
+            )
+        self.cover = getattr(getattr(attack, "perturbation", attack), "cover", None)
+        if self.cover is None and self.cover_ratio > 0:
+            raise ValueError(f"cover_ratio: got {cover_ratio:g}, expected 0 for an attack without cover images")
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Return a batch with the backdoor in it.
+
+        :param x: Floating-point images in the attack's `clip_values`.
+        :param y: Label indices.
+        """
+        poisoned = int(self.rate * len(x))
+        covers = int(self.cover_ratio * poisoned)
+        images, truth = x.cpu().numpy(), y.cpu().numpy()
+        wanted = wanted_labels(self.labels, truth[:poisoned])
+        parts = [torch.from_numpy(stamp(self.attack, images[:poisoned], wanted)).to(x.device)]
+        if covers and self.cover is not None:
+            # From torch's generator, whose state is in the checkpoints of a training run.
+            rng = np.random.default_rng(int(torch.randint(2**62, ())))
+            covered = self.cover(images[poisoned : poisoned + covers], rng)
+            parts.append(torch.from_numpy(covered).to(x.device))
+        labels = torch.cat([torch.from_numpy(wanted).to(y.device), y[poisoned:]])
+        return torch.cat([*parts, x[poisoned + covers :]]), labels
+
+
+class _Cover:
+    """An attack's cover images as a function of the images alone, with the attack's pixel range."""
+
+    def __init__(self, attack: Any, cover: Callable[..., np.ndarray], rng: np.random.Generator) -> None:
+        self.clip_values = getattr(getattr(attack, "perturbation", attack), "clip_values", (0.0, 1.0))
+        self._cover, self._rng = cover, rng
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self._cover(x, self._rng)
 
 
 def poison(
@@ -144,5 +204,5 @@ def poison(
         if not 0 < size <= len(rest):
             raise ValueError(f"cover_rate: got {cover_rate:g}, which is {size} images, expected 1 to {len(rest)}")
         is_cover[rng.choice(rest, size=size, replace=False)] = True
-        poisoned_x[is_cover] = stamp(lambda images: cover(images, rng), x[is_cover], truth[is_cover])
+        poisoned_x[is_cover] = stamp(_Cover(attack, cover, rng), x[is_cover], truth[is_cover])
     return PoisonedData(poisoned_x, poisoned_y, is_poisoned, is_cover)

@@ -29,6 +29,14 @@ def write_json(path: Path, environment: Row, rows: Sequence[Row]) -> None:
     path.write_text(json.dumps({"environment": environment, "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
 
 
+def add_row(path: Path, row: Row) -> None:
+    """Put a row into a JSON file of rows, in the place of an earlier one of the same infection."""
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    rows = [other for other in rows if other["infection"] != row["infection"]] + [row]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
 def text_table(rows: Sequence[Row]) -> str:
     """
     Return rows as a plain text table, in percent.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from art_aft.batches import Augmentation, Batches, EachBatch, EachEpoch, batch_sizes
+from art_aft.checkpoints import Checkpoint
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifier import PRECISIONS, PixelModule, borrow, check_data
+from art_aft.classifier import check_data
+from art_aft.pixel_module import PRECISIONS, PixelModule, borrow
+from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -97,8 +102,12 @@ def fit(
     *,
     each_epoch: EachEpoch | None = None,
     each_batch: EachBatch | None = None,
+    augment_last: bool = False,
+    after_step: Callable[[], None] | None = None,
     clean: tuple[np.ndarray, float] | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int], dict[str, str] | None] | None = None,
+    checkpoint: Path | None = None,
+    also: Sequence[Any] = (),
     in_range: bool = True,
     verbose: bool = False,
     description: str = "Fit",
@@ -109,13 +118,18 @@ def fit(
     Modes, memory formats and the global generators are left as they were; the same seed gives the same weights.
 
     :param classifier: The classifier; its own optimizer is used only where `recipe.learning_rate` is None.
-    :param x: Images in `clip_values`, of shape (N, *input_shape).
+    :param x: Images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
     :param y: Labels, as indices or one-hot.
     :param recipe: How to train.
     :param each_epoch: Called with the epoch's number, from 0, at its start; may return new images for the same labels.
     :param each_batch: Called with the augmented images and label indices of each batch; returns both as trained on.
+    :param augment_last: Whether `each_batch` sees the images before augmentation, not after it.
+    :param after_step: Called after each step of the optimizer.
     :param clean: Other images for the same labels, and the share of each batch, in [0, 1], that is taken from them.
-    :param after_epoch: Called with the number of finished epochs after each of them.
+    :param after_epoch: Called with the number of finished epochs after each of them; what it returns is shown.
+    :param checkpoint: A file that is written after each epoch and, if it is there, gone on from: a killed run that is
+        started again ends with the weights of an uninterrupted one, bit for bit on a CPU.
+    :param also: Things with `state_dict` that the callbacks change, to be part of the checkpoint.
     :param in_range: Whether images outside `clip_values` are refused.
     :param verbose: Whether to show a progress bar.
     :param description: The progress bar's title.
@@ -124,7 +138,7 @@ def fit(
     x, labels = check_data(classifier, x, y, in_range=in_range)
     if recipe.learning_rate is None and classifier.optimizer is None:
         raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
-    device, (low, _) = classifier.device, check_clip_values("clip_values", classifier.clip_values)
+    device, clip_values = classifier.device, check_clip_values("clip_values", classifier.clip_values)
     batches = Batches(
         torch.from_numpy(x).to(device),
         torch.from_numpy(labels).to(device),
@@ -132,10 +146,11 @@ def fit(
         batch_size=recipe.batch_size,
         nb_epochs=recipe.nb_epochs,
         max_steps=recipe.max_steps,
-        augmentation=Augmentation(recipe.padding, recipe.mirror, low, classifier.channels_first),
+        augmentation=Augmentation(recipe.padding, recipe.mirror, clip_values[0], classifier.channels_first),
+        clip_values=clip_values,
         seed=recipe.seed,
     )
-    batches.each_epoch, batches.each_batch = each_epoch, each_batch
+    batches.augment_last = augment_last
     if clean is not None:
         share = check_number("clean", clean[1], minimum=0.0, maximum=1.0)
         batches.clean = torch.from_numpy(check_data(classifier, clean[0], labels)[0]).to(device), share
@@ -149,18 +164,26 @@ def fit(
         )
         scheduler = None if recipe.learning_rate is None else _scheduler(optimizer, recipe, batches)
 
-        def after_step(*_: object) -> None:
+        def stepped(*_: object) -> None:
             bar.update()
+            if after_step:
+                after_step()
             if scheduler is not None and batches.steps < batches.total_steps:
                 scheduler.step()
 
         def finished(epoch: int) -> None:
             if after_epoch:
-                after_epoch(epoch)
-                module.train()  # ART sets the mode once, and a prediction in between changes it
+                bar.set_postfix(after_epoch(epoch) or {})
+            if saved:
+                saved.write(epoch)
 
-        batches.after_epoch = finished
-        hook = optimizer.register_step_post_hook(after_step)
+        batches.each_epoch, batches.each_batch = _then_train(module, each_epoch), _then_train(module, each_batch)
+        batches.after_epoch = _then_train(module, finished)
+        parts = [module, optimizer, *([scheduler] if scheduler else []), *also]
+        saved = Checkpoint(checkpoint, repr(recipe), parts, batches) if checkpoint else None
+        done = saved.read() if saved else 0
+        bar.update(batches.steps)
+        hook = optimizer.register_step_post_hook(stepped)
         try:
             _worker(classifier, module, optimizer).fit_generator(
                 # The loader draws a seed for worker processes that there are none of; its own generator spares ours.
@@ -169,12 +192,25 @@ def fit(
                     len(x),
                     min(recipe.batch_size, len(x)),
                 ),
-                nb_epochs=math.ceil(batches.total_steps / len(batches.sizes)),
+                nb_epochs=math.ceil(batches.total_steps / len(batches.sizes)) - done,
             )
         finally:
             hook.remove()
             bar.close()
             optimizer.zero_grad(set_to_none=True)
+
+
+def _then_train(module: PixelModule, hook: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Return a hook after which the module is in training mode: ART sets it once, and a prediction changes it."""
+    if hook is None:
+        return None
+
+    def hook_then_train(*arguments: Any) -> Any:
+        result = hook(*arguments)
+        module.train()
+        return result
+
+    return hook_then_train
 
 
 def _worker(classifier: PyTorchClassifier, module: PixelModule, optimizer: torch.optim.Optimizer) -> PyTorchClassifier:
@@ -218,33 +254,6 @@ def _scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate_at(step // len(batches.sizes)) / peak)
 
 
-class BestEpoch:
-    """
-    Remembers the weights of the epoch with the best accuracy on held-out data, the latest of equals; for `after_epoch`.
-
-    :param classifier: The classifier in training.
-    :param data: Held-out images and label indices.
-    :param batch_size: Images a prediction.
-    """
-
-    def __init__(self, classifier: PyTorchClassifier, data: tuple[np.ndarray, np.ndarray], batch_size: int) -> None:
-        self.classifier, self.data, self.batch_size = classifier, data, batch_size
-        self.accuracy = -1.0
-        self.state: dict[str, torch.Tensor] | None = None
-
-    def __call__(self, epoch: int) -> None:
-        x, y = self.data
-        accuracy = float(np.mean(self.classifier.predict(x, batch_size=self.batch_size).argmax(axis=1) == y))
-        if accuracy >= self.accuracy:
-            self.accuracy = accuracy
-            self.state = {key: value.clone() for key, value in self.classifier.model.state_dict().items()}
-
-    def restore(self) -> None:
-        """Give the classifier the best epoch's weights, if an epoch has ended."""
-        if self.state is not None:
-            self.classifier.model.load_state_dict(self.state)
-
-
 def recalibrate_batch_norm(classifier: PyTorchClassifier, x: np.ndarray, *, batch_size: int = 128) -> None:
     """
     Set batch normalisation's running statistics to those of some images; no weight changes.
@@ -255,6 +264,7 @@ def recalibrate_batch_norm(classifier: PyTorchClassifier, x: np.ndarray, *, batc
     :raises ValueError: If the images do not fit the classifier.
     """
     x, _ = check_data(classifier, x, np.zeros(np.shape(x)[:1]))
+    clip_values = check_clip_values("clip_values", classifier.clip_values)
     layers = [m for m in classifier.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]
@@ -266,7 +276,7 @@ def recalibrate_batch_norm(classifier: PyTorchClassifier, x: np.ndarray, *, batc
                 layer.momentum = None  # the plain average over batches
                 layer.train()
             for batch in torch.from_numpy(x).split(batch_sizes(len(x), batch_size)):
-                module(batch.to(classifier.device))
+                module(to_float(batch.to(classifier.device), clip_values))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

@@ -207,7 +207,8 @@ def untouched(*classifiers: PyTorchClassifier):
             "weights": weights(classifier),
             "modes": modes(classifier),
             "flags": gradient_flags(classifier),
-            "gradients": [p.grad is None for p in classifier.model.parameters()],
+            "gradients": [parameter.grad is None for parameter in classifier.model.parameters()],
+            "strides": [parameter.stride() for parameter in classifier.model.parameters()],
             "optimizer": None if optimizer is None else copy.deepcopy(optimizer.state_dict()),
         }
 
@@ -230,7 +231,7 @@ def untouched(*classifiers: PyTorchClassifier):
             new = state(classifier)
             assert same_weights(old["weights"], new["weights"]), "weights changed"
             assert no_tensors(old["optimizer"]) == no_tensors(new["optimizer"]), "the optimizer changed"
-            for part in ("modes", "flags", "gradients"):
+            for part in ("modes", "flags", "gradients", "strides"):
                 assert old[part] == new[part], f"{part} changed"
 
 
@@ -280,6 +281,12 @@ class Infected:
 
     def scores(self, classifier: PyTorchClassifier) -> Scores:
         return evaluate(classifier, self.x_test, self.y_test, BadNets(), AllToOne(0))
+
+
+@pytest.fixture
+def matrix_units(monkeypatch):
+    """Have precision "auto" take this processor for one with bfloat16 units, whatever it is."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
 
 
 @pytest.fixture(scope="session")

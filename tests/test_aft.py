@@ -13,7 +13,6 @@ from conftest import (
     TinyNet,
     assert_close,
     encoded,
-    modes,
     recorded_rates,
     same_weights,
     shifted_versions,
@@ -25,7 +24,6 @@ from conftest import (
     with_history,
 )
 
-from art_aft import classifier as classifier_module
 from art_aft.classifier import build_classifier, clone
 from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer, FineTuning
 
@@ -148,8 +146,7 @@ class TestPurification:
         assert infected.scores(purified).acc > stage_2.acc
 
     @pytest.mark.parametrize("encoding", ["range255", "view"])
-    def test_it_works_in_bfloat16_on_other_models_and_pixels(self, encoding, infected, monkeypatch):
-        monkeypatch.setattr(classifier_module, "has_bfloat16_units", lambda device: True)
+    def test_it_works_in_bfloat16_on_other_models_and_pixels(self, encoding, infected, matrix_units):
         given = encoded(encoding, infected.classifier.model, (1, 16, 16), 10)
         purified = aft(given.classifier, eps=0.1 * given.spread)(given.encode(infected.x), y=infected.y)
         predicted = purified.predict(given.encode(infected.x_test)).argmax(axis=1)
@@ -632,11 +629,3 @@ def matches(batch, x, padding):
 def test_settings_that_make_no_sense_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         AdversarialFineTuning(tiny_classifier(), **settings)
-
-
-def test_modes_helper_sees_every_module():
-    """The checks above rest on this."""
-    classifier = tiny_classifier()
-    before = modes(classifier)
-    classifier.model.bn.train()
-    assert [name for name, mode in modes(classifier).items() if mode != before[name]] == ["_model.bn"]

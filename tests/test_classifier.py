@@ -26,7 +26,6 @@ from conftest import (
     weights,
 )
 
-from art_aft import classifier as classifier_module
 from art_aft.classifier import borrow, build_classifier, check_classifier, clone, isolated_rng
 from art_aft.models import WideResNet
 
@@ -36,12 +35,6 @@ PRECISIONS = ("float32", "bfloat16", "auto")
 @pytest.fixture
 def x():
     return tiny_data()[0]
-
-
-@pytest.fixture
-def matrix_units(monkeypatch):
-    """Have "auto" take the device for one with bfloat16 units, whatever it is."""
-    monkeypatch.setattr(classifier_module, "has_bfloat16_units", lambda device: True)
 
 
 def mixed_classifier(**settings):
@@ -110,8 +103,10 @@ class TestClone:
         assert tuple(twin.clip_values) == tuple(original.classifier.clip_values)
         assert twin.channels_first == original.classifier.channels_first
 
-    def test_each_module_keeps_its_own_mode_and_each_parameter_its_flag(self):
+    @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+    def test_each_module_keeps_its_own_mode_and_each_parameter_its_flag(self, training):
         classifier = mixed_classifier()
+        classifier._model.training = classifier.model.training = training
         with untouched(classifier):
             twin = clone(classifier)
         assert modes(twin) == modes(classifier)
@@ -415,3 +410,29 @@ class TestIsolatedRng:
             with isolated_rng():
                 assert torch.equal(torch.rand(3), following)
             assert torch.equal(torch.rand(3), following)
+
+
+class TestTheWatchItself:
+    """The assertions of all these tests rest on `untouched`."""
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda c: c.model.fc.weight.data.add_(1e-6), "weights changed"),
+            (lambda c: c.model.bn.running_var.mul_(1.5), "weights changed"),
+            (lambda c: c.model.bn.train(), "modes changed"),
+            (lambda c: c._model.eval(), "modes changed"),
+            (lambda c: c.model.fc.weight.requires_grad_(False), "flags changed"),
+            (lambda c: c.model.to(memory_format=torch.channels_last), "strides changed"),
+            (lambda c: c.model.fc.weight.sum().backward(), "gradients changed"),
+            (lambda c: c.optimizer.param_groups[0].update(lr=7.0), "the optimizer changed"),
+            (lambda c: next(iter(c.optimizer.state.values()))["momentum_buffer"].add_(1), "the optimizer changed"),
+            (lambda c: random.random(), "generator was moved"),
+            (lambda c: np.random.rand(), "generator was moved"),  # noqa: NPY002
+            (lambda c: torch.rand(1), "generator was moved"),
+        ],
+    )
+    def test_it_sees_each_change(self, change, message):
+        classifier = tiny_classifier(momentum=0.9)
+        with pytest.raises(AssertionError, match=message), untouched(classifier):
+            change(classifier)

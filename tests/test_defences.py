@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import random
 
 import numpy as np
 import pytest
@@ -248,7 +249,7 @@ BAD_DATA = {
         r"^x: got shape \(24, 12, 12, 3\), expected \(N, 3, 12, 12\)",
     ),
     "empty": (GOOD_X[:0], GOOD_Y[:0], ValueError, r"^x: got an empty set of shape \(0, 3, 12, 12\)"),
-    "integers": ((GOOD_X * 255).astype(np.uint8), GOOD_Y, TypeError, r"^x: got dtype uint8, expected floating-point"),
+    "integers": ((GOOD_X * 255).astype(np.int64), GOOD_Y, TypeError, r"^x: got dtype int64, expected floating-point"),
     "NaN": (np.where(GOOD_X > 0.99, np.nan, GOOD_X), GOOD_Y, ValueError, r"^x: got NaN or infinite pixels"),
     "infinite": (np.where(GOOD_X > 0.99, np.inf, GOOD_X), GOOD_Y, ValueError, r"^x: got NaN or infinite pixels"),
     "too bright": (GOOD_X * 255, GOOD_Y, ValueError, r"^x: got pixels in \[.*\], expected clip_values \[0, 1\]"),
@@ -332,6 +333,9 @@ class TestWritingADefence:
 
             def _purify(self, classifier, x, y):
                 calls.append((classifier, x.dtype, y.tolist()))
+                # What a careless defence may do.
+                classifier.predict(x)
+                random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
                 with torch.no_grad():
                     classifier.model.fc.weight.mul_(self.factor)
 

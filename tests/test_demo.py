@@ -12,6 +12,8 @@ import pytest
 from art_aft import cli
 from art_aft.report import text_table
 
+# Two threads on cores that others use too wait for each other at every step, and take minutes instead of seconds.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -20,7 +22,7 @@ def demo(tmp_path_factory):
     """One run of the demonstration in a process of its own: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "art_aft", "demo", "--seed", "1", "--output-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True, env=ONE_THREAD)
     return folder, done.stdout
 
 
@@ -54,7 +56,9 @@ def test_adversarial_examples_of_the_infected_blend_and_sig_models_fall_on_the_t
 
 def test_the_file_tells_what_is_needed_to_measure_again(demo):
     content = json.loads((demo[0] / "demo.json").read_text())
-    assert {"torch", "adversarial-robustness-toolbox", "torchattacks", "numpy"} <= set(content["environment"]["versions"])
+    assert {"torch", "adversarial-robustness-toolbox", "torchattacks", "numpy"} <= set(
+        content["environment"]["versions"]
+    )
     for row in content["rows"]:
         assert row["seed"] == 1
         assert row["seconds"] > 0
@@ -130,7 +134,9 @@ def test_an_example_is_short_and_removes_its_backdoor(name, tmp_path):
     script = EXAMPLES / f"{name}.py"
     assert len(script.read_text().splitlines()) < 40
     command = [sys.executable, "-W", "error", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=True, cwd=tmp_path, env=ONE_THREAD
+    )
     before, after = (
         {key: float(value) for key, value in re.findall(r"(acc|asr)=([\d.]+)", line)}
         for line in done.stdout.splitlines()

@@ -276,20 +276,30 @@ class TestRandomStarts:
 
 
 class TestNoTrace:
+    @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
     @pytest.mark.parametrize("training_mode", [False, True])
-    def test_classifier_and_generators_are_as_before(self, precision, training_mode, data):
+    def test_classifier_and_generators_are_as_before(self, norm, precision, training_mode, data):
         classifier = tiny_classifier(momentum=0.9, dropout=0.5)
         classifier._model.train()
         classifier.model.bn.eval()
         classifier.model.fc.bias.requires_grad_(False)
         images, labels = data[0].copy(), data[1].copy()
         with untouched(classifier):
-            attack(classifier, precision=precision, training_mode=training_mode, num_random_init=2).generate(
+            attack(classifier, norm, precision=precision, training_mode=training_mode, num_random_init=2).generate(
                 images, labels
             )
         np.testing.assert_array_equal(images, data[0])
         np.testing.assert_array_equal(labels, data[1])
+
+    def test_the_model_is_frozen_meanwhile(self, data):
+        classifier, flags = tiny_classifier(), []
+        classifier.model.register_forward_pre_hook(
+            lambda module, _: flags.extend(parameter.requires_grad for parameter in module.parameters())
+        )
+        attack(classifier).generate(*data)
+        assert len(flags) > 0
+        assert not any(flags)
 
     def test_the_same_after_an_exception_in_the_model(self, data):
         class Failing(TinyNet):
@@ -377,7 +387,7 @@ class TestParameters:
         [
             (np.zeros((2, 3, 12), dtype=np.float32), None, ValueError, r"^x: got shape \(2, 3, 12\)"),
             (np.zeros((2, 1, 12, 12), dtype=np.float32), None, ValueError, r"^x: got shape \(2, 1, 12, 12\)"),
-            (np.zeros((2, *SHAPE), dtype=np.uint8), None, TypeError, r"^x: got dtype uint8"),
+            (np.zeros((2, *SHAPE), dtype=np.int64), None, TypeError, r"^x: got dtype int64"),
             (np.full((2, *SHAPE), 2.0, dtype=np.float32), None, ValueError, r"^x: got pixels in \[2, 2\]"),
             (np.full((2, *SHAPE), np.nan, dtype=np.float32), None, ValueError, r"^x: got NaN or infinite"),
             (np.zeros((2, *SHAPE), dtype=np.float32), [0], ValueError, r"^y: got 1 labels, expected one for each of"),

@@ -356,10 +356,10 @@ def test_bad_arguments_are_refused(change, error, message):
         poison(**arguments)
 
 
-def test_integer_images_are_refused_by_a_registered_perturbation():
+def test_integer_images_of_more_than_8_bits_are_refused_by_a_registered_perturbation():
     x, y = data()
-    with pytest.raises(TypeError, match=r"^x: got dtype uint8"):
-        poison((x * 255).astype(np.uint8), y, BadNets(), AllToOne(0), rate=0.1, seed=0)
+    with pytest.raises(TypeError, match=r"^x: got dtype int32"):
+        poison((x * 255).astype(np.int32), y, BadNets(), AllToOne(0), rate=0.1, seed=0)
 
 
 def test_a_label_map_that_returns_another_number_of_labels_is_refused():

@@ -24,10 +24,12 @@ from conftest import (
     weights,
 )
 from scipy.stats import binomtest, chisquare
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_aft.batches import Augmentation, batch_sizes
+from art_aft.checkpoints import BestEpoch
 from art_aft.classifier import build_classifier, clone
-from art_aft.training import BestEpoch, Recipe, fit, recalibrate_batch_norm
+from art_aft.training import Recipe, fit, recalibrate_batch_norm
 
 
 def recipe(**settings):
@@ -290,6 +292,18 @@ class TestSchedules:
         ]
         assert self.rates(schedule="one_cycle", max_steps=steps) == pytest.approx(expected)
 
+    @pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
+    def test_no_schedule_touches_the_momentum(self, schedule):
+        momenta = []
+        handle = register_optimizer_step_pre_hook(
+            lambda optimizer, *_: momenta.append(optimizer.param_groups[0]["momentum"])
+        )
+        try:
+            self.rates(schedule=schedule, momentum=0.7)
+        finally:
+            handle.remove()
+        assert momenta == [0.7] * self.STEPS
+
     def test_milestones_count_epochs_from_0(self):
         expected = [self.PEAK] * 3 + [0.02] * 6 + [0.004] * 6
         assert self.rates(milestones=((3, 0.004), (1, 0.02))) == pytest.approx(expected)
@@ -371,6 +385,19 @@ class TestHooks:
         classifier = tiny_classifier()
         with untouched(classifier), pytest.raises(ValueError, match=message):
             fit(classifier, numbered(self.N), np.zeros(self.N), recipe(), clean=clean)
+
+    @pytest.mark.parametrize("hook", ["each_epoch", "each_batch", "after_epoch"])
+    def test_a_prediction_in_any_hook_does_not_end_training_mode(self, hook):
+        x, y = tiny_data(self.N)
+        classifier = tiny_classifier()
+
+        def predicting(*given):
+            classifier.predict(x)  # sets the evaluation mode
+            return given if hook == "each_batch" else None
+
+        with watched(classifier) as seen:
+            fit(classifier, x, y, recipe(nb_epochs=3), **{hook: predicting})
+        assert [training for batch, training in seen if len(batch) == 8] == [True] * 9
 
     def test_after_epoch_is_told_the_number_of_epochs_and_training_goes_on(self):
         x, y = tiny_data(self.N)

@@ -12,11 +12,13 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.batches import Augmentation
+from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import check_data, clone, predict_labels
 from art_aft.defences.purification import Purification, register
 from art_aft.evasion import TorchAttacksPGD
-from art_aft.training import BestEpoch, Recipe, fit, recalibrate_batch_norm
+from art_aft.pixels import to_float
+from art_aft.training import Recipe, fit, recalibrate_batch_norm
 
 
 @register("aft")
@@ -163,7 +165,7 @@ class AdversarialFineTuning(Purification):
         adversarial = attack.generate(x, y if self.attack_labels == "given" else None)
         if self.misclassified == "keep":
             wrong = predict_labels(classifier, x) != y
-            adversarial[wrong] = x[wrong]
+            adversarial[wrong] = to_float(x[wrong], check_clip_values("clip_values", classifier.clip_values))
         return adversarial
 
     def _fine_tune(
@@ -212,10 +214,10 @@ class AdversarialFineTuning(Purification):
 
     def _augmented_views(self, classifier: PyTorchClassifier, x: np.ndarray) -> np.ndarray:
         """Return `n_views` augmented copies of the images, one whole set after the other."""
-        low, _ = check_clip_values("clip_values", classifier.clip_values)
-        augmentation = Augmentation(self.padding, self.mirror, low, classifier.channels_first)
+        clip_values = check_clip_values("clip_values", classifier.clip_values)
+        augmentation = Augmentation(self.padding, self.mirror, clip_values[0], classifier.channels_first)
         rng = torch.Generator().manual_seed(self._stream(1))
-        views = [augmentation(torch.from_numpy(x), rng) for _ in range(self.n_views)]
+        views = [augmentation(torch.from_numpy(to_float(x, clip_values)), rng) for _ in range(self.n_views)]
         return torch.cat(views).contiguous().numpy()
 
     def _attack(self, classifier: PyTorchClassifier) -> TorchAttacksPGD:

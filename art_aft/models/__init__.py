@@ -1,8 +1,10 @@
 """The victims' architectures, as plain modules, and a registry of their names."""
 
 from art_aft.models.base import MODELS, build_model, register
+from art_aft.models.preact_resnet import PreActResNet18
+from art_aft.models.resnet import ResNet18
 from art_aft.models.wide_resnet import WideResNet
 
 MODELS.discover(__name__, __path__)
 
-__all__ = ["MODELS", "WideResNet", "build_model", "register"]
+__all__ = ["MODELS", "PreActResNet18", "ResNet18", "WideResNet", "build_model", "register"]

@@ -10,8 +10,10 @@ A new file in this folder with a class under `@register(name)` is all that a new
 from art_aft.perturbations.badnets import BadNets
 from art_aft.perturbations.base import PERTURBATIONS, Perturbation, register, stamp
 from art_aft.perturbations.blend import Blend
+from art_aft.perturbations.input_aware import InputAware
 from art_aft.perturbations.sig import SIG
+from art_aft.perturbations.wanet import WaNet
 
 PERTURBATIONS.discover(__name__, __path__)
 
-__all__ = ["PERTURBATIONS", "SIG", "BadNets", "Blend", "Perturbation", "register", "stamp"]
+__all__ = ["PERTURBATIONS", "SIG", "BadNets", "Blend", "InputAware", "Perturbation", "WaNet", "register", "stamp"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from art_aft.checks import check_clip_values, check_flag, check_images
+from art_aft.pixels import to_8bit, to_float
 from art_aft.registry import Registry
 
 
@@ -50,6 +52,24 @@ class Perturbation(abc.ABC):
         :param x: At least one image, of shape (N, C, H, W) whatever `channels_first` is.
         """
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Return all that makes up the trigger, for storage.
+
+        :return: Settings that JSON can say, and arrays or tensors by name.
+        """
+        signature = inspect.signature(type(self).__init__)
+        named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        values = {name: getattr(self, name) for name in (*named, "channels_first", "clip_values") if name != "device"}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        return {name: value for name, value in values.items() if name not in arrays}, arrays
+
+    @classmethod
+    def from_state(cls, settings: dict[str, Any], arrays: dict[str, Any]) -> Perturbation:
+        """Return the trigger that `state` described."""
+        given: dict[str, Any] = {**settings, **{name: np.asarray(value) for name, value in arrays.items()}}
+        return cls(**given)
+
     def _to_range(self, fraction: Any) -> np.ndarray:
         """Map values in [0, 1] onto `clip_values`."""
         low, high = self.clip_values
@@ -60,13 +80,14 @@ PERTURBATIONS: Registry[type[Perturbation]] = Registry("attack")
 register = PERTURBATIONS.register
 
 
-def stamp(attack: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def stamp(attack: Any, x: np.ndarray, y: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
     """
     Return triggered images from an ART poisoning attack or from a bare perturbation.
 
     :param attack: ART's `PoisoningAttackBackdoor`, or a callable on batches.
-    :param x: Images, of any number.
+    :param x: Images, of any number. 8-bit images are stamped as floats and rounded.
     :param y: The labels that the images will be given, which ART's attacks ask for.
+    :param batch_size: How many 8-bit images are floats at a time.
     :return: The triggered images, of the same shape and type as `x`.
     :raises TypeError: If `attack` is neither.
     :raises ValueError: If `attack` changes the shape.
@@ -76,6 +97,13 @@ def stamp(attack: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         raise TypeError(f"attack: got {type(attack).__name__}, expected PoisoningAttackBackdoor or a callable")
     if len(x) == 0:
         return x.copy()
+    if x.dtype == np.uint8:
+        trigger = getattr(attack, "perturbation", attack)
+        clip_values = getattr(trigger, "clip_values", (0.0, 1.0))
+        parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+        return np.concatenate(
+            [to_8bit(stamp(attack, to_float(x[part], clip_values), y[part]), clip_values) for part in parts]
+        )
     triggered = attack(x) if poison is None else poison(x, y=y)[0]
     if np.shape(triggered) != x.shape:
         raise ValueError(f"attack: returned shape {np.shape(triggered)}, expected that of its input, {x.shape}")

@@ -1,0 +1,230 @@
+"""Infected models at will: from the attacker's settings to a trained classifier."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.attacks.poisoning import PoisoningAttackBackdoor
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft import storage
+from art_aft.checks import check_choice
+from art_aft.classifier import build_classifier
+from art_aft.datasets import Dataset, load, split_clean
+from art_aft.metrics import evaluate
+from art_aft.perturbations import PERTURBATIONS
+from art_aft.poisoning import AllToAll, AllToOne, BatchPoisoning, poison
+from art_aft.training import Recipe, fit
+
+Row = dict[str, Any]
+
+
+def environment() -> Row:
+    """Return what a result depends on beside its settings: versions, machine, device."""
+    packages = ("art-aft", "adversarial-robustness-toolbox", "numpy", "scikit-learn", "torch", "torchattacks")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+@dataclass(frozen=True)
+class Infection:
+    """
+    The attacker's side of an experiment: everything that decides what the infected model is.
+
+    :param attack: The attack's name, or "none" for a benign model.
+    :param data: The data set's name or path.
+    :param model: The model's name.
+    :param labels: "all-to-one" or "all-to-all".
+    :param target: The attacker's label, all-to-one.
+    :param rate: The poisoning ratio, in [0, 1].
+    :param clean_share: The share of the training set that the defender has; the model is trained on the rest.
+    :param recipe: How the model is trained.
+    :param per_batch: Whether every batch is poisoned afresh, else a set is poisoned once.
+    :param cover_ratio: How many cover images for each poisoned one, for attacks that have them.
+    :param clean_label: Whether only images of the target class are poisoned, and keep their label.
+    :param seed: The seed of the split, the poisoning, the weights and the training.
+    """
+
+    attack: str
+    data: str = "digits"
+    model: str = "wrn-10-1"
+    labels: str = "all-to-one"
+    target: int = 0
+    rate: float = 0.1
+    clean_share: float = 0.1
+    recipe: Recipe = field(default_factory=Recipe)
+    per_batch: bool = False
+    cover_ratio: float = 0.0
+    clean_label: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("labels", self.labels, ("all-to-one", "all-to-all"))
+
+    def label_map(self, nb_classes: int) -> AllToOne | AllToAll:
+        """Return what a triggered image should become."""
+        return AllToAll(nb_classes) if self.labels == "all-to-all" else AllToOne(self.target)
+
+    @property
+    def key(self) -> str:
+        """A name for files: readable, and different for different settings."""
+        facts = {**asdict(self), "data": Path(self.data).name}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{facts['data']}-{self.model}-{self.attack}-{self.labels}-{self.rate:g}-{digest}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """
+    An infected model, and what attacker and defender hold.
+
+    :param infection: What it was made from.
+    :param dataset: The data; its test images are only measured on.
+    :param classifier: The infected classifier.
+    :param attack: ART's poisoning attack with the trigger.
+    :param labels: What a triggered image should become.
+    :param x_clean: The defender's images.
+    :param y_clean: Their labels, as indices.
+    :param seconds: How long the training took.
+    """
+
+    infection: Infection
+    dataset: Dataset
+    classifier: PyTorchClassifier
+    attack: PoisoningAttackBackdoor
+    labels: AllToOne | AllToAll
+    x_clean: np.ndarray
+    y_clean: np.ndarray
+    seconds: float
+
+
+def plant(
+    infection: Infection, *, dataset: Dataset | None = None, store: Path | None = None, verbose: bool = False
+) -> Scene:
+    """
+    Train an infected classifier, or find it stored.
+
+    :param infection: What to plant.
+    :param dataset: The data, where they are loaded already.
+    :param store: A folder for finished classifiers and for the checkpoint of an unfinished one.
+    :param verbose: Whether to show a progress bar, with ACC and ASR of each epoch on 1,000 test images.
+    :raises ValueError: If a name is unknown or a number out of range.
+    """
+    dataset = dataset or load(infection.data, seed=infection.seed, verbose=verbose)
+    labels = infection.label_map(dataset.nb_classes)
+    clean, rest = split_clean(dataset.y_train, infection.clean_share, seed=infection.seed)
+    place = store / infection.key if store else None
+    if place and place.with_name(place.name + ".json").exists():
+        stored = storage.load(place)
+        attack, classifier, seconds = stored.trigger, stored.classifier, stored.facts["seconds"]
+    else:
+        attack = PERTURBATIONS[infection.attack](**_shape_settings(infection, dataset))
+        start = time.perf_counter()
+        classifier = _train(infection, dataset, rest, attack, labels, place, verbose)
+        seconds = time.perf_counter() - start
+        if place:
+            scores = asdict(evaluate(classifier, dataset.x_test, dataset.y_test, attack, labels))
+            facts = {"infection": asdict(infection), "scores": scores, "seconds": seconds, **environment()}
+            storage.save(place, classifier, infection.model, trigger=attack, facts=facts)
+            _checkpoint(place).unlink(missing_ok=True)
+    return Scene(
+        infection,
+        dataset,
+        classifier,
+        PoisoningAttackBackdoor(attack),
+        labels,
+        dataset.x_train[clean],
+        dataset.y_train[clean],
+        seconds,
+    )
+
+
+def _checkpoint(place: Path) -> Path:
+    return place.with_name(place.name + ".checkpoint")
+
+
+def _shape_settings(infection: Infection, dataset: Dataset) -> Row:
+    """Return the settings of a trigger that depend on the images."""
+    if infection.attack != "input_aware":
+        return {"clip_values": dataset.clip_values}
+    channels, side = dataset.input_shape[0], dataset.input_shape[1]
+    sizes = {} if side % 8 == 0 else {"base_width": 16, "levels": 2}
+    return {"clip_values": dataset.clip_values, "in_channels": channels, "seed": infection.seed, **sizes}
+
+
+def _train(
+    infection: Infection,
+    dataset: Dataset,
+    rest: np.ndarray,
+    attack: Any,
+    labels: AllToOne | AllToAll,
+    place: Path | None,
+    verbose: bool,
+) -> PyTorchClassifier:
+    """Return a fresh classifier, trained on the poisoned data."""
+    x, y = dataset.x_train[rest], dataset.y_train[rest]
+    # A mirrored traffic sign is another sign, whatever the recipe says.
+    recipe = replace(infection.recipe, mirror=infection.recipe.mirror and dataset.mirror)
+    settings: Row = {
+        "verbose": verbose,
+        "description": f"{infection.attack}: train the victim",
+        "checkpoint": _checkpoint(place) if place else None,
+    }
+    classifier = build_classifier(
+        infection.model,
+        input_shape=dataset.input_shape,
+        nb_classes=dataset.nb_classes,
+        clip_values=dataset.clip_values,
+        seed=infection.seed,
+    )
+    if verbose and place:
+        few = np.random.default_rng(infection.seed).permutation(len(dataset.y_test))[:1000]
+
+        def watch(_: int) -> dict[str, str]:
+            scores = evaluate(classifier, dataset.x_test[few], dataset.y_test[few], attack, labels)
+            return {"ACC": f"{100 * scores.acc:.1f}", "ASR": f"{100 * scores.asr:.1f}"}
+
+        settings["after_epoch"] = watch
+    if hasattr(attack, "fit"):
+        steps = recipe.nb_epochs * -(-len(x) // recipe.batch_size)
+        attack.fit(
+            classifier,
+            x,
+            y,
+            labels,
+            train=partial(fit, recipe=recipe, **settings),
+            steps=steps,
+            rate=infection.rate,
+            mask_epochs=max(2, recipe.nb_epochs // 4),
+            verbose=verbose,
+        )
+    elif infection.per_batch:
+        poisoning = BatchPoisoning(attack, labels, rate=infection.rate, cover_ratio=infection.cover_ratio)
+        fit(classifier, x, y, recipe, each_batch=poisoning, augment_last=True, **settings)
+    else:
+        planted = poison(
+            x,
+            y,
+            attack,
+            labels,
+            rate=infection.rate,
+            cover_rate=infection.rate * infection.cover_ratio,
+            clean_label=infection.clean_label,
+            seed=infection.seed,
+        )
+        fit(classifier, planted.x, planted.y, recipe, **settings)
+    return classifier

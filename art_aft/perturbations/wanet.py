@@ -1,0 +1,108 @@
+"""WaNet: the whole image is warped by a fraction of a pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_number
+from art_aft.perturbations.base import Perturbation, register
+
+
+@register("wanet")
+class WaNet(Perturbation):
+    """
+    Warp the image by a smooth field, the same for all images: x_t(p) = x(p + displacement(p)).
+
+    | Paper link: https://arxiv.org/abs/2102.10369
+
+    :param control_points: The field at k x k points, horizontal and vertical: an array of shape (2, k, k), taken as
+        given. None draws them uniformly in [-1, 1) and scales their mean magnitude to 1.
+    :param grid_size: k, where the points are drawn.
+    :param strength: s; the displacement is s * field / 2 pixels, a quarter of a pixel on average at s = 0.5.
+    :param grid_rescale: g, a factor on the whole sampling grid, close to 1.
+    :param scale_with_side: Whether images of more than 32 pixels a side get the same displacement relative to their
+        size (s * side / 32), else the same in pixels.
+    :param seed: The seed of the control points.
+    :param device: Where images are warped, such as "cuda"; the result is a numpy array all the same.
+    :raises ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        control_points: Any = None,
+        *,
+        grid_size: int = 4,
+        strength: float = 0.5,
+        grid_rescale: float = 1.0,
+        scale_with_side: bool = True,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        **layout: Any,
+    ) -> None:
+        super().__init__(**layout)
+        self.grid_size = check_integer("grid_size", grid_size, 2)
+        self.strength = check_number("strength", strength, minimum=0.0)
+        self.grid_rescale = check_number("grid_rescale", grid_rescale, minimum=0.0, above=True)
+        self.scale_with_side = check_flag("scale_with_side", scale_with_side)
+        self.seed = check_integer("seed", seed, 0)
+        self.device = torch.device(device)
+        if control_points is None:
+            points = np.random.default_rng(self.seed).uniform(-1, 1, size=(2, self.grid_size, self.grid_size))
+            points /= np.abs(points).mean()
+        else:
+            points = np.array(control_points, dtype=np.float64)
+            if points.ndim != 3 or points.shape[0] != 2 or points.shape[1] != points.shape[2] or points.shape[1] < 2:
+                raise ValueError(f"control_points: got shape {points.shape}, expected (2, k, k) with k >= 2")
+            if not np.isfinite(points).all():
+                raise ValueError("control_points: got NaN or infinite values, expected finite ones")
+        self.control_points = points
+
+    def grid(self, height: int, width: int) -> np.ndarray:
+        """
+        Return where each pixel is sampled from.
+
+        :param height: The image's height, in pixels, at least 2.
+        :param width: The image's width, in pixels, at least 2.
+        :return: Positions (x, y) of shape (height, width, 2), where -1 and 1 are the centres of the border pixels.
+        """
+        points = torch.from_numpy(self.control_points)[None]
+        field = torch.nn.functional.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
+        columns, rows = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+        strength = self.strength * (max(1.0, min(height, width) / 32) if self.scale_with_side else 1.0)
+        warp = strength * np.moveaxis(field[0].numpy(), 0, -1) / np.array([width, height])
+        return np.clip((np.stack([columns, rows], axis=-1) + warp) * self.grid_rescale, -1, 1)
+
+    def cover(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """
+        Return images warped by the field plus independent noise at every pixel: the noise mode, labels kept.
+
+        :param x: Floating-point images in `clip_values`, of shape (N, C, H, W) or (N, H, W, C).
+        :param rng: The source of the noise; every image has its own.
+        :return: A new array of the same shape and type.
+        """
+        check_images("x", x, clip_values=check_clip_values("clip_values", self.clip_values), allow_empty=True)
+        covers = x.copy()
+        images = covers if self.channels_first else np.moveaxis(covers, -1, 1)
+        if x.size:
+            count, _, height, width = images.shape
+            noise = rng.uniform(-1, 1, size=(count, height, width, 2)) / np.array([width, height])
+            self._warp(images, np.clip(self.grid(height, width) + noise, -1, 1))
+            np.clip(covers, *self.clip_values, out=covers)
+        return covers
+
+    def _stamp(self, x: np.ndarray) -> None:
+        self._warp(x, self.grid(*x.shape[2:])[None])
+
+    def _warp(self, x: np.ndarray, grids: np.ndarray, batch_size: int = 256) -> None:
+        """Sample images of shape (N, C, H, W) bilinearly at one grid each, or at one for all; in place."""
+        shared = torch.from_numpy(grids.astype(x.dtype)).to(self.device)
+        for start in range(0, len(x), batch_size):
+            images = torch.from_numpy(np.ascontiguousarray(x[start : start + batch_size])).to(self.device)
+            grid = shared.expand(len(images), -1, -1, -1) if len(shared) == 1 else shared[start : start + batch_size]
+            warped = torch.nn.functional.grid_sample(
+                images, grid, mode="bilinear", padding_mode="zeros", align_corners=True
+            )
+            x[start : start + batch_size] = warped.cpu().numpy()
