@@ -138,6 +138,6 @@ class Batches(IterableDataset):
 def batch_sizes(n: int, batch_size: int) -> list[int]:
     """Return batch sizes that add up to n; a last batch of one image, on which BatchNorm fails, joins the other."""
     sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
-    if len(sizes) > 1 and sizes[-1] == 1:
+    if len(sizes) > 1 and sizes[-1] == 1 < batch_size:
         sizes[-2:] = [sizes[-2] + 1]
     return sizes

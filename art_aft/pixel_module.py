@@ -120,10 +120,10 @@ def borrow(
             parameter.requires_grad_(False)
         if precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(classifier.device)):
             _settle(module, classifier, can_fall_back=precision == "auto")
+            _set_modes(flags)
         yield module
     finally:
-        for part, training in flags.items():
-            part.training = training
+        _set_modes(flags)
         for parameter, requires_grad, stride in parameters:
             parameter.requires_grad_(requires_grad)
             # Not .contiguous(): strides that mean the same (of 1x1 kernels) still choose other code paths.
@@ -134,6 +134,12 @@ def borrow(
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+def _set_modes(flags: dict[torch.nn.Module, bool]) -> None:
+    """Set each module's own mode; .train() and .eval() would set those of its parts too."""
+    for part, training in flags.items():
+        part.training = training
 
 
 def _settle(module: PixelModule, classifier: PyTorchClassifier, can_fall_back: bool) -> None:

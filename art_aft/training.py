@@ -249,7 +249,7 @@ def _scheduler(
     steps, peak = batches.total_steps, recipe.learning_rate or 0.0
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    if recipe.schedule == "one_cycle":
+    if recipe.schedule == "one_cycle" and steps > 1:
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate_at(step // len(batches.sizes)) / peak)
 

@@ -308,8 +308,9 @@ def infected():
         schedule="one_cycle",
         nesterov=True,
         weight_decay=1e-4,
-        # Without crops in its own training, the victim loses this backdoor to crops alone in fine-tuning.
-        padding=1,
+        # Crops wider than those of the defences: else the victim may lose this backdoor to their crops alone.
+        padding=2,
+        precision="float32",
     )
     fit(classifier, planted.x, planted.y, recipe)
     before = weights(classifier)

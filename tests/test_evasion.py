@@ -330,12 +330,12 @@ class TestNoTrace:
 def test_bfloat16_succeeds_as_often_as_float32(norm, infected):
     x, y = infected.x_test[:300], infected.y_test[:300]
     # A radius at which the attack succeeds on some images and fails on others.
-    eps = {np.inf: 0.08, 2: 0.75}[norm]
+    eps = {np.inf: 0.06, 2: 0.55}[norm]
     rates = []
     for precision in ("float32", "bfloat16"):
         examples = attack(infected.classifier, norm, eps=eps, precision=precision).generate(x, y)
         rates.append(np.mean(infected.classifier.predict(examples).argmax(axis=1) != y))
-    assert 0.3 < rates[0] < 0.8
+    assert 0.2 < rates[0] < 0.9
     assert rates[1] == pytest.approx(rates[0], abs=0.04)
 
 

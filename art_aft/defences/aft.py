@@ -68,7 +68,7 @@ class AdversarialFineTuning(Purification):
     :param recalibrate_bn: Whether these are recomputed on the clean images after each stage.
     :param padding: Random crops after padding by so many pixels.
     :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
-    :param held_out: The share of the clean set, in [0, 1), that each stage's best epoch is chosen on; 0 takes the last.
+    :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
     :param precision: "auto", "float32" or "bfloat16".
     :param seed: The seed of everything random.
     :param verbose: Whether to show progress bars.
