@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,18 +19,20 @@ EachBatch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Ten
 @dataclass(frozen=True)
 class Augmentation:
     """
-    Random crops and mirroring, with a draw of its own for each image.
+    Random crops, rotations and mirroring, with a draw of its own for each image.
 
     :param padding: The width of the border that is added before cropping, in pixels; 0 is no crop.
     :param mirror: Whether to mirror each image left to right with probability one half.
     :param low: The value of the border.
     :param channels_first: Whether images are (N, C, H, W), else (N, H, W, C).
+    :param rotation: The greatest angle of a rotation either way, in degrees; what comes in from outside is `low`.
     """
 
     padding: int = 0
     mirror: bool = False
     low: float = 0.0
     channels_first: bool = True
+    rotation: float = 0.0
 
     def __call__(self, x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """
@@ -38,7 +41,7 @@ class Augmentation:
         :param x: Four-dimensional images.
         :param rng: A CPU generator, so that the same seed gives the same draws on every device.
         """
-        if not (self.padding or self.mirror):
+        if not (self.padding or self.mirror or self.rotation):
             return x
         if not self.channels_first:
             return self._augmented(x.permute(0, 3, 1, 2), rng).permute(0, 2, 3, 1)
@@ -55,6 +58,14 @@ class Augmentation:
             image = torch.arange(n, device=device)[:, None, None, None]
             channel = torch.arange(channels, device=device)[None, :, None, None]
             x = padded[image, channel, rows, columns]
+        if self.rotation:
+            angle = (torch.rand(n, generator=rng) * 2 - 1) * math.radians(self.rotation)
+            turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).reshape(n, 2, 2)
+            # In normalised coordinates both axes run from -1 to 1, whatever the sides are.
+            turn *= torch.tensor([[1.0, height / width], [width / height, 1.0]])
+            theta = torch.cat([turn, torch.zeros(n, 2, 1)], dim=2).to(device, x.dtype)
+            grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
+            x = torch.nn.functional.grid_sample(x - self.low, grid, align_corners=False) + self.low
         if self.mirror:
             flipped = torch.randint(0, 2, (n, 1, 1, 1), generator=rng).to(device, torch.bool)
             x = torch.where(flipped, x.flip(3), x)

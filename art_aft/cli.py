@@ -89,7 +89,11 @@ def run_train(options: argparse.Namespace) -> int:
     shares = "  ".join(f"{name.upper()} {100 * scores[name]:.2f}" for name in ("acc", "asr", "ra"))
     print(f"{shares}  {place}.safetensors")
     if options.rows:
-        add_row(options.rows, {**facts, "infection": {**facts["infection"], "data": Path(options.data).name}})
+        shown = {**facts["infection"], "data": Path(options.data).name}
+        flags = [f"--{name.replace('_', '-')} {shown[name]}" for name in names if name != "per_batch"]
+        flags += [f"--recipe {options.recipe}"] + ["--per-batch"] * options.per_batch
+        flags += [] if options.epochs is None else [f"--epochs {options.epochs}"]
+        add_row(options.rows, {"command": f"art-aft train {' '.join(flags)}", **facts, "infection": shown})
     return 0
 
 

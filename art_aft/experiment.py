@@ -25,7 +25,7 @@ def adversarial_examples(scene: Scene, classifier: PyTorchClassifier, eps: float
 
 
 def measure(
-    scene: Scene, classifier: PyTorchClassifier, *, defence: str, settings: Row, seconds: float, eps: float
+    scene: Scene, classifier: PyTorchClassifier, *, defence: str, settings: Row, seconds: float | None, eps: float
 ) -> Row:
     """
     Return a result row for one classifier of a scene.
@@ -50,7 +50,7 @@ def measure(
         **asdict(scores),
         "adversarial_eps": eps,
         "adversarial_target_share": target_share(y_test, predicted, scene.labels),
-        "seconds": round(seconds, 3),
+        "seconds": None if seconds is None else round(seconds, 3),
     }
 
 

@@ -45,12 +45,12 @@ class Infection:
     """
     The attacker's side of an experiment: everything that decides what the infected model is.
 
-    :param attack: The attack's name, or "none" for a benign model.
+    :param attack: The attack's name.
     :param data: The data set's name or path.
     :param model: The model's name.
     :param labels: "all-to-one" or "all-to-all".
     :param target: The attacker's label, all-to-one.
-    :param rate: The poisoning ratio, in [0, 1].
+    :param rate: The poisoning ratio, in [0, 1]; 0 makes a benign model.
     :param clean_share: The share of the training set that the defender has; the model is trained on the rest.
     :param recipe: How the model is trained.
     :param per_batch: Whether every batch is poisoned afresh, else a set is poisoned once.
@@ -99,7 +99,7 @@ class Scene:
     :param labels: What a triggered image should become.
     :param x_clean: The defender's images.
     :param y_clean: Their labels, as indices.
-    :param seconds: How long the training took.
+    :param seconds: How long the training took; None for one that was interrupted.
     """
 
     infection: Infection
@@ -109,7 +109,7 @@ class Scene:
     labels: AllToOne | AllToAll
     x_clean: np.ndarray
     y_clean: np.ndarray
-    seconds: float
+    seconds: float | None
 
 
 def plant(
@@ -133,9 +133,11 @@ def plant(
         attack, classifier, seconds = stored.trigger, stored.classifier, stored.facts["seconds"]
     else:
         attack = PERTURBATIONS[infection.attack](**_shape_settings(infection, dataset))
+        resumed = place is not None and _checkpoint(place).exists()
         start = time.perf_counter()
         classifier = _train(infection, dataset, rest, attack, labels, place, verbose)
-        seconds = time.perf_counter() - start
+        # Of a run that went on from a checkpoint nobody knows how long it took.
+        seconds = None if resumed else time.perf_counter() - start
         if place:
             scores = asdict(evaluate(classifier, dataset.x_test, dataset.y_test, attack, labels))
             facts = {"infection": asdict(infection), "scores": scores, "seconds": seconds, **environment()}

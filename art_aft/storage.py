@@ -110,12 +110,14 @@ def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     return Stored(classifier, trigger, description["facts"])
 
 
-def load_state_dict(classifier: PyTorchClassifier, path: str | Path) -> None:
+def load_state_dict(classifier: PyTorchClassifier, path: str | Path, *, head: bool = True) -> None:
     """
     Give a classifier the weights of a foreign file: `.safetensors`, or a state dict in `.pt` or `.pth`.
 
     :param classifier: A classifier of the right architecture, changed in place.
     :param path: The file; of a dict with a "state_dict" or "model" entry that entry is taken.
+    :param head: Whether the last linear layer is loaded too. Without it, weights for other classes (1,000 of
+        ImageNet, say) give a start, and the head stays as it is.
     :raises ValueError: If the file holds anything but tensors (nothing is unpickled), or other tensors.
     """
     path = Path(path)
@@ -131,7 +133,12 @@ def load_state_dict(classifier: PyTorchClassifier, path: str | Path) -> None:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"path: got {path} with other things than tensors, expected a state dict")
-    _load_state(classifier, {key.removeprefix("module."): value for key, value in state.items()})
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not head:
+        linear = [name for name, part in classifier.model.named_modules() if isinstance(part, torch.nn.Linear)][-1:]
+        own = classifier.model.state_dict()
+        state |= {key: value for key, value in own.items() for name in linear if key.startswith(f"{name}.")}
+    _load_state(classifier, state)
 
 
 def _load_state(classifier: PyTorchClassifier, state: dict[str, torch.Tensor]) -> None:

@@ -42,6 +42,7 @@ class Recipe:
     :param milestones: Pairs (epoch, learning rate): from that epoch on, counted from 0, that rate. Only with
         schedule "constant".
     :param padding: Random crops: pad by so many pixels of the lowest value and cut at random.
+    :param rotation: Random rotations by up to so many degrees either way.
     :param mirror: Whether half the images are mirrored left to right. Wrong for digits, letters, traffic signs.
     :param freeze_bn: Whether batch normalisation keeps its running statistics.
     :param max_steps: End after so many steps, if that is before `nb_epochs`.
@@ -59,6 +60,7 @@ class Recipe:
     schedule: str = "constant"
     milestones: tuple[tuple[int, float], ...] = ()
     padding: int = 0
+    rotation: float = 0.0
     mirror: bool = False
     freeze_bn: bool = False
     max_steps: int | None = None
@@ -81,6 +83,7 @@ class Recipe:
             check_integer("milestones", epoch, 0)
             check_number("milestones", rate, minimum=0.0)
         check_integer("padding", self.padding, 0)
+        check_number("rotation", self.rotation, minimum=0.0, maximum=180.0)
         check_flag("mirror", self.mirror)
         check_flag("freeze_bn", self.freeze_bn)
         if self.max_steps is not None:
@@ -146,7 +149,9 @@ def fit(
         batch_size=recipe.batch_size,
         nb_epochs=recipe.nb_epochs,
         max_steps=recipe.max_steps,
-        augmentation=Augmentation(recipe.padding, recipe.mirror, clip_values[0], classifier.channels_first),
+        augmentation=Augmentation(
+            recipe.padding, recipe.mirror, clip_values[0], classifier.channels_first, recipe.rotation
+        ),
         clip_values=clip_values,
         seed=recipe.seed,
     )

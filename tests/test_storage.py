@@ -79,6 +79,18 @@ def test_foreign_state_dicts_load(tmp_path, wrap):
     np.testing.assert_array_equal(target.predict(X), source.predict(X))
 
 
+def test_weights_for_other_classes_load_without_their_head(tmp_path):
+    source = build_classifier("wrn-10-1", input_shape=(3, 16, 16), nb_classes=9, device_type="cpu", seed=1)
+    torch.save(source.model.state_dict(), tmp_path / "weights.pth")
+    target = classifier()
+    head = target.model.fc.weight.clone()
+    with pytest.raises(ValueError, match="path: got tensors that do not fit"):
+        storage.load_state_dict(target, tmp_path / "weights.pth")
+    storage.load_state_dict(target, tmp_path / "weights.pth", head=False)
+    assert torch.equal(target.model.fc.weight, head)
+    assert torch.equal(target.model.conv1.weight, source.model.conv1.weight)
+
+
 def test_tensors_of_another_model_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="path: got tensors that do not fit the model"):

@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from art_aft.batches import Augmentation
 from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifier import check_data, clone, predict_labels
+from art_aft.classifier import clone, predict_labels
 from art_aft.defences.purification import Purification, register
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.pixels import to_float
@@ -30,6 +30,8 @@ class AdversarialFineTuning(Purification):
     An infected model's untargeted adversarial examples behave like triggered images: they light up the same
     features and tend to fall on the attacker's label. To learn their true labels is to forget the backdoor, and
     needs no trigger.
+
+    After a call, `adversarial_classifier` is the classifier as it was after Stage 2.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Algorithm 1; the paper leaves most numbers open)
 
@@ -285,5 +287,4 @@ class AdversarialFineTuningTrainer(Trainer):
         """
         if kwargs:
             raise TypeError(f"fit: got unknown argument {sorted(kwargs)[0]!r}, expected settings in the constructor")
-        check_data(self.classifier, x, y)
         self._defence(x, transformed_classifier=self.classifier, y=y)
