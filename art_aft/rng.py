@@ -17,7 +17,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
     :param seed: The seed for torch inside the block; None keeps the stream as it is.
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         if seed is not None:
@@ -25,7 +25,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        np.random.set_state(states[1])
         torch.set_rng_state(states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)

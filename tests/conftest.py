@@ -192,7 +192,7 @@ def global_rng() -> dict[str, int]:
     """What stands for the states of the three global generators."""
     return {
         "python": hash(random.getstate()),
-        "numpy": hash(pickle.dumps(np.random.get_state())),  # noqa: NPY002
+        "numpy": hash(pickle.dumps(np.random.get_state())),
         "torch": hash(torch.get_rng_state().numpy().tobytes()),
     }
 

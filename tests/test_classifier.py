@@ -73,13 +73,9 @@ class TestBuild:
         with pytest.raises(ValueError, match=f"unknown model '{shown}'"):
             build_classifier(name, input_shape=SHAPE, nb_classes=NB_CLASSES)
 
-    def test_a_named_model_for_channels_last_images_sees_their_channels_or_is_refused(self):
-        try:
-            classifier = build_classifier("wrn-10-1", input_shape=(8, 8, 3), nb_classes=5, channels_first=False)
-        except ValueError as error:
-            assert "channels_first" in str(error)  # noqa: PT017
-        else:
-            assert classifier.model.conv1.in_channels == 3
+    def test_a_named_model_for_channels_last_images_is_refused(self):
+        with pytest.raises(ValueError, match="channels_first: got False with a model by name"):
+            build_classifier("wrn-10-1", input_shape=(8, 8, 3), nb_classes=5, channels_first=False)
 
 
 class TestClone:
@@ -382,7 +378,7 @@ class TestCheckClassifier:
 class TestIsolatedRng:
     @staticmethod
     def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+        return random.random(), np.random.rand(), torch.rand(1).item()
 
     @pytest.mark.parametrize("seed", [None, 5])
     @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
@@ -428,7 +424,7 @@ class TestTheWatchItself:
             (lambda c: c.optimizer.param_groups[0].update(lr=7.0), "the optimizer changed"),
             (lambda c: next(iter(c.optimizer.state.values()))["momentum_buffer"].add_(1), "the optimizer changed"),
             (lambda c: random.random(), "generator was moved"),
-            (lambda c: np.random.rand(), "generator was moved"),  # noqa: NPY002
+            (lambda c: np.random.rand(), "generator was moved"),
             (lambda c: torch.rand(1), "generator was moved"),
         ],
     )

@@ -114,10 +114,10 @@ def test_one_hot_labels_give_the_same_share():
 
 
 def test_the_global_random_state_is_left_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     digits(seed=5)
     split_clean(np.arange(10), 0.5, seed=5)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,7 @@ class TestWritingADefence:
                 calls.append((classifier, x.dtype, y.tolist()))
                 # What a careless defence may do.
                 classifier.predict(x)
-                random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+                random.random(), np.random.rand(), torch.rand(1)
                 with torch.no_grad():
                     classifier.model.fc.weight.mul_(self.factor)
 

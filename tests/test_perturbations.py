@@ -116,9 +116,9 @@ def test_arts_backdoor_attack_runs_it(trigger, broadcast, as_list):
 
 @every_trigger
 def test_the_global_random_state_is_left_alone(trigger):
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     type(trigger)()(images())
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
 @every_trigger

@@ -253,9 +253,9 @@ def test_the_choice_does_not_depend_on_the_trigger():
 @pytest.mark.parametrize("cover_rate", [0.0, 0.2])
 def test_the_global_random_state_is_left_alone(cover_rate):
     x, y = data()
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     poison(x, y, WithCover(), AllToOne(0), rate=0.1, seed=0, cover_rate=cover_rate)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_number
+from art_aft.checks import check_flag, check_images, check_integer, check_number
 from art_aft.perturbations.base import Perturbation, register
 
 
@@ -83,7 +83,7 @@ class WaNet(Perturbation):
         :param rng: The source of the noise; every image has its own.
         :return: A new array of the same shape and type.
         """
-        check_images("x", x, clip_values=check_clip_values("clip_values", self.clip_values), allow_empty=True)
+        check_images("x", x, clip_values=self.clip_values, allow_empty=True)
         covers = x.copy()
         images = covers if self.channels_first else np.moveaxis(covers, -1, 1)
         if x.size:
