@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from art_aft.checks import check_choice, check_flag, check_integer, check_number
 from art_aft.classifier import check_classifier, check_data
-from art_aft.pixel_module import PRECISIONS, borrow
+from art_aft.devices import PRECISIONS
+from art_aft.pixel_module import borrow
 from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 

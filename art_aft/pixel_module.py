@@ -16,17 +16,8 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 
 from art_aft.checks import check_choice, check_clip_values
+from art_aft.devices import PRECISIONS, has_bfloat16_units
 from art_aft.rng import isolated_rng
-
-PRECISIONS = ("auto", "float32", "bfloat16")
-
-
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware (AMX, or CUDA capability 8 and above)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and probe is not None and bool(probe())
 
 
 class PixelModule(torch.nn.Module):

@@ -19,7 +19,8 @@ from art_aft.batches import Augmentation, Batches, EachBatch, EachEpoch, batch_s
 from art_aft.checkpoints import Checkpoint
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import check_data
-from art_aft.pixel_module import PRECISIONS, PixelModule, borrow
+from art_aft.devices import PRECISIONS
+from art_aft.pixel_module import PixelModule, borrow
 from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 
@@ -112,6 +113,7 @@ def fit(
     checkpoint: Path | None = None,
     also: Sequence[Any] = (),
     in_range: bool = True,
+    loss: torch.nn.Module | None = None,
     verbose: bool = False,
     description: str = "Fit",
 ) -> None:
@@ -134,6 +136,7 @@ def fit(
         started again ends with the weights of an uninterrupted one, bit for bit on a CPU.
     :param also: Things with `state_dict` that the callbacks change, to be part of the checkpoint.
     :param in_range: Whether images outside `clip_values` are refused.
+    :param loss: Another loss than the classifier's own, on logits and label indices.
     :param verbose: Whether to show a progress bar.
     :param description: The progress bar's title.
     :raises ValueError: If the data do not fit the classifier, or it has no optimizer where its own is needed.
@@ -190,7 +193,7 @@ def fit(
         bar.update(batches.steps)
         hook = optimizer.register_step_post_hook(stepped)
         try:
-            _worker(classifier, module, optimizer).fit_generator(
+            _worker(classifier, module, optimizer, loss or classifier.loss).fit_generator(
                 # The loader draws a seed for worker processes that there are none of; its own generator spares ours.
                 PyTorchDataGenerator(
                     DataLoader(batches, batch_size=None, generator=torch.Generator()),
@@ -218,7 +221,9 @@ def _then_train(module: PixelModule, hook: Callable[..., Any] | None) -> Callabl
     return hook_then_train
 
 
-def _worker(classifier: PyTorchClassifier, module: PixelModule, optimizer: torch.optim.Optimizer) -> PyTorchClassifier:
+def _worker(
+    classifier: PyTorchClassifier, module: PixelModule, optimizer: torch.optim.Optimizer, loss: torch.nn.Module
+) -> PyTorchClassifier:
     """
     Return ART's classifier around the borrowed module, which has the preprocessing inside.
 
@@ -227,7 +232,7 @@ def _worker(classifier: PyTorchClassifier, module: PixelModule, optimizer: torch
     """
     return PyTorchClassifier(
         module,
-        loss=classifier.loss,
+        loss=loss,
         optimizer=optimizer,
         input_shape=classifier.input_shape,
         nb_classes=classifier.nb_classes,

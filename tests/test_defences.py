@@ -22,7 +22,7 @@ from conftest import (
 )
 
 from art_aft.classifier import build_classifier, clone
-from art_aft.defences import DEFENCES, FineTuning, Purification
+from art_aft.defences import DEFENCES, FineTuning, Purification, Tuning
 
 # Whatever a defence has of these, it is tested with these: a short run that moves the weights.
 QUICK = {
@@ -35,6 +35,13 @@ QUICK = {
     "mirror": False,
     "precision": "float32",
     "seed": 3,
+    "teacher_epochs": 1,
+    "betas": (100.0,),
+    "steps": 3,
+    "images_per_step": 16,
+    "inversion_batch_size": 8,
+    # Every label with a mask below the median is suspected, so that there is something to unlearn.
+    "anomaly_threshold": -1.0,
 }
 
 every_defence = pytest.mark.parametrize("name", sorted(DEFENCES))
@@ -79,7 +86,7 @@ def victim():
 
 
 def test_the_registry_knows_the_defences_and_names_them_for_an_unknown_one():
-    assert {"aft", "fine_tuning"} <= set(DEFENCES)
+    assert {"aft", "fine_pruning", "fine_tuning", "nad", "neural_cleanse"} <= set(DEFENCES)
     with pytest.raises(ValueError, match=r"unknown defence 'magic', expected one of: aft, .*fine_tuning"):
         DEFENCES["magic"]
 
@@ -170,7 +177,7 @@ class TestParams:
         assert defence.get_params() == defaults
 
     def test_each_setting_is_documented(self, name):
-        documentation = inspect.getdoc(DEFENCES[name])
+        documentation = "".join(inspect.getdoc(base) for base in (DEFENCES[name], Tuning))
         assert [key for key in ["classifier", *keywords(name)] if f":param {key}:" not in documentation] == []
 
     def test_settings_by_constructor_and_by_set_params_are_the_same(self, name, data, victim):

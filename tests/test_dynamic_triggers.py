@@ -187,6 +187,41 @@ class TestInputAware:
             assert not network.training
             assert not any(p.requires_grad for p in network.parameters())
 
+    def test_8bit_images_train_the_same_masks_as_their_floats(self):
+        x = 255 * np.random.default_rng(0).integers(0, 2, (20, 1, 8, 8), dtype=np.uint8)
+        trained = []
+        for images_ in (x, (x > 0).astype(np.float32)):
+            trigger = InputAware(in_channels=1, base_width=4, levels=1)
+            trigger.fit(
+                None,
+                images_,
+                np.zeros(20),
+                AllToOne(0),
+                train=lambda *_, **__: None,
+                steps=1,
+                mask_epochs=2,
+                batch_size=10,
+                precision="float32",
+            )
+            trained.append([value.numpy() for value in trigger.mask_generator.state_dict().values()])
+        for one, other in zip(*trained, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_bfloat16_is_for_training_only(self, matrix_units):
+        x = images(20, 1, 8)
+        trigger = InputAware(in_channels=1, base_width=4, levels=1)
+        formats = {name: p.stride() for name, p in trigger.mask_generator.named_parameters()}
+        seen = []
+        trigger.mask_generator[0].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+        trigger.fit(
+            None, x, np.zeros(20), AllToOne(0), train=lambda *_, **__: None, steps=1, mask_epochs=1, batch_size=10
+        )
+        assert set(seen) == {torch.bfloat16}
+        assert formats == {name: p.stride() for name, p in trigger.mask_generator.named_parameters()}
+        seen.clear()
+        assert trigger(x).dtype == np.float32
+        assert set(seen) == {torch.float32}
+
 
 class TestBatchPoisoning:
     def test_the_first_are_poisoned_the_next_are_covers_the_rest_is_clean(self):

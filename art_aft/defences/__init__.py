@@ -5,8 +5,12 @@ A new file in this folder with a `Purification` under `@register(name)` is all t
 """
 
 from art_aft.defences.aft import AdversarialFineTuning, AdversarialFineTuningTrainer
+from art_aft.defences.fine_pruning import FinePruning
 from art_aft.defences.fine_tuning import FineTuning
-from art_aft.defences.purification import DEFENCES, Purification, register
+from art_aft.defences.nad import NeuralAttentionDistillation
+from art_aft.defences.neural_cleanse import NeuralCleanse
+from art_aft.defences.neural_cleanse_estimator import PyTorchNeuralCleanse
+from art_aft.defences.purification import DEFENCES, Purification, Tuning, register
 
 DEFENCES.discover(__name__, __path__)
 
@@ -14,7 +18,12 @@ __all__ = [
     "DEFENCES",
     "AdversarialFineTuning",
     "AdversarialFineTuningTrainer",
+    "FinePruning",
     "FineTuning",
+    "NeuralAttentionDistillation",
+    "NeuralCleanse",
     "Purification",
+    "PyTorchNeuralCleanse",
+    "Tuning",
     "register",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -15,15 +16,15 @@ from art_aft.batches import Augmentation
 from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import clone, predict_labels
-from art_aft.defences.purification import Purification, register
+from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.pixels import to_float
-from art_aft.training import Recipe, fit, recalibrate_batch_norm
+from art_aft.training import fit, recalibrate_batch_norm
 
 
 @register("aft")
 @dataclass(eq=False, repr=False)
-class AdversarialFineTuning(Purification):
+class AdversarialFineTuning(Tuning, Purification):
     """
     Remove a backdoor by fine-tuning on the infected model's own adversarial examples.
 
@@ -54,29 +55,22 @@ class AdversarialFineTuning(Purification):
         paper does without clean data.
     :param n_views: With `augment_first`, how many augmented copies of each image.
 
-    Stages 2 and 3:
+    Stages 2 and 3, beside the settings of `Tuning` (the paper's WRN-16-1: `batch_size` 64, `weight_decay` 1e-4):
 
     :param nb_epochs: Passes over the adversarial examples, Stage 2.
     :param clean_epochs: Passes over the clean images, Stage 3; 0 leaves it out, as the paper does without clean data.
-    :param max_steps: End each stage after so many steps.
-    :param batch_size: Images a step (the paper's WRN-16-1: 64).
-    :param learning_rate: The rate of a fresh SGD optimizer in each stage; None uses the classifier's own optimizer.
-    :param momentum: SGD's momentum.
-    :param weight_decay: SGD's weight decay (the paper's WRN-16-1: 1e-4).
-    :param nesterov: Whether the momentum is Nesterov's.
-    :param schedule: The rate within each stage: "constant", "cosine" or "one_cycle".
     :param clean_share: The share of each Stage 2 batch that is clean; 0 is eq. (7).
-    :param freeze_bn: Whether batch normalisation keeps its running statistics.
-    :param recalibrate_bn: Whether these are recomputed on the clean images after each stage.
-    :param padding: Random crops after padding by so many pixels.
-    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
+    :param recalibrate_bn: Whether batch normalisation's statistics are recomputed on the clean images after each stage.
     :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
-    :param precision: "auto", "float32" or "bfloat16".
-    :param seed: The seed of everything random.
-    :param verbose: Whether to show progress bars.
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
+
+    Preset "paper": Algorithm 1 as printed, with Stage 2 and 3 as WRN-16-1 is trained.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"batch_size": 64, "weight_decay": 1e-4, "regenerate": "once", "clean_share": 0.0},
+    }
 
     classifier: PyTorchClassifier
     _: KW_ONLY
@@ -92,28 +86,14 @@ class AdversarialFineTuning(Purification):
     regenerate: str = "once"
     augment_first: bool = False
     n_views: int = 1
-    nb_epochs: int = 10
     clean_epochs: int = 10
-    max_steps: int | None = None
-    batch_size: int = 128
-    learning_rate: float | None = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = False
-    schedule: str = "constant"
     clean_share: float = 0.0
-    freeze_bn: bool = False
     recalibrate_bn: bool = False
-    padding: int = 4
-    mirror: bool = True
     held_out: float = 0.0
-    precision: str = "auto"
-    seed: int = 0
-    verbose: bool = False
 
     def _check_params(self) -> None:
+        super()._check_params()
         self._attack(self.classifier)
-        self._recipe(self.nb_epochs, 0)
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
         check_choice("regenerate", self.regenerate, ("once", "epoch", "batch"))
@@ -123,7 +103,6 @@ class AdversarialFineTuning(Purification):
         check_number("clean_share", self.clean_share, minimum=0.0, maximum=1.0)
         check_flag("recalibrate_bn", self.recalibrate_bn)
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9)
-        check_integer("seed", self.seed, 0)
         if self.n_views > 1 and not self.augment_first:
             raise ValueError(f"n_views: got {self.n_views} without augment_first, expected 1")
         if self.misclassified == "skip" and self.regenerate != "once":
@@ -226,27 +205,6 @@ class AdversarialFineTuning(Purification):
         names = ("norm", "eps", "eps_step", "max_iter", "num_random_init", "clip", "training_mode", "precision")
         chosen = {name: getattr(self, name) for name in (*names, "seed", "verbose")}
         return TorchAttacksPGD(classifier, **chosen)
-
-    def _recipe(self, nb_epochs: int, stage: int, augmented: bool = True) -> Recipe:
-        return Recipe(
-            nb_epochs=nb_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-            schedule=self.schedule,
-            padding=self.padding if augmented else 0,
-            mirror=self.mirror if augmented else False,
-            freeze_bn=self.freeze_bn,
-            max_steps=self.max_steps,
-            precision=self.precision,
-            seed=self._stream(stage),
-        )
-
-    def _stream(self, *key: int) -> int:
-        """Return a seed of its own for each use, so that Stage 3 does not repeat the order and crops of Stage 2."""
-        return int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0])
 
     def _split(
         self, x: np.ndarray, y: np.ndarray

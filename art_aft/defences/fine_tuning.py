@@ -2,66 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_flag
-from art_aft.defences.purification import Purification, register
-from art_aft.training import Recipe, fit
+from art_aft.defences.purification import NAD_RELEASE, Purification, Tuning, register
+from art_aft.training import fit
 
 
 @register("fine_tuning")
 @dataclass(eq=False, repr=False)
-class FineTuning(Purification):
+class FineTuning(Tuning, Purification):
     """
     Fine-tune all layers on the clean data with cross entropy.
 
     The learning rate decides most of what fine-tuning forgets, so compare defences at rates tuned alike. The
     defaults are those of Stages 2 and 3 of Adversarial Fine-Tuning, for as many epochs as both together.
 
+    Presets: "paper", that of Neural Attention Distillation without its distillation (WRN-16-1: rate 0.1 for two
+    epochs, then 0.01; https://arxiv.org/abs/2101.05930); "paper_preact" for PreActResNet-18, 10 epochs at 0.01.
+
     :param classifier: The classifier that may be infected.
-    :param nb_epochs: Passes over the clean data.
-    :param batch_size: Images a step.
-    :param learning_rate: The rate of a fresh SGD optimizer; None goes on with the classifier's own optimizer.
-    :param momentum: SGD's momentum.
-    :param weight_decay: SGD's weight decay.
-    :param nesterov: Whether the momentum is Nesterov's.
-    :param schedule: "constant", "cosine" or "one_cycle".
-    :param milestones: Pairs (epoch, learning rate), from 0.
-    :param max_steps: End after so many steps, if that is before `nb_epochs`.
-    :param padding: Random crops after padding by so many pixels.
-    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
-    :param precision: "auto", "float32" or "bfloat16".
-    :param seed: The seed of order and augmentation.
-    :param verbose: Whether to show a progress bar.
-    :raises ValueError: If a setting is out of its range.
+
+    All other settings are those of `Tuning`.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": NAD_RELEASE,
+        "paper_preact": {"nb_epochs": 10, "learning_rate": 0.01, "weight_decay": 5e-4},
+    }
 
     classifier: PyTorchClassifier
     _: KW_ONLY
     nb_epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float | None = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = False
-    schedule: str = "constant"
-    milestones: tuple[tuple[int, float], ...] = ()
-    max_steps: int | None = None
-    padding: int = 4
-    mirror: bool = True
-    precision: str = "auto"
-    seed: int = 0
-    verbose: bool = False
-
-    def _check_params(self) -> None:
-        check_flag("verbose", self.verbose)
-        self._recipe()
-
-    def _recipe(self) -> Recipe:
-        return Recipe(**{key: value for key, value in self.get_params().items() if key != "verbose"})
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
-        fit(classifier, x, y, self._recipe(), verbose=self.verbose, description="Fine-tuning")
+        fit(classifier, x, y, self._recipe(self.nb_epochs), verbose=self.verbose, description="Fine-tuning")

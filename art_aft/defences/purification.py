@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from art.defences.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.checks import check_choice, check_flag
 from art_aft.classifier import check_classifier, check_data, clone
 from art_aft.registry import Registry
 from art_aft.rng import isolated_rng
+from art_aft.training import Recipe
 
 
 class Purification(Transformer):
@@ -19,7 +24,8 @@ class Purification(Transformer):
     A defence that removes a backdoor from a trained classifier.
 
     A subclass is a dataclass: its fields are its settings, by keyword. It checks them in `_check_params` and writes
-    `_purify`, and nothing more.
+    `_purify`, and nothing more. `presets` are sets of settings by name, such as "paper"; what is given beside
+    `preset=` comes before them.
 
     :param classifier: The classifier that may be infected: ART's `PyTorchClassifier` on images, with `clip_values`.
     :raises TypeError: If the classifier is of another kind.
@@ -27,11 +33,14 @@ class Purification(Transformer):
     """
 
     classifier: PyTorchClassifier
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = [name for name in vars(cls).get("__annotations__", {}) if name not in ("classifier", "_", *cls.params)]
-        cls.params = [*cls.params, *own]
+        # In the order of the dataclass that this class is about to become.
+        bases = [base for base in reversed(cls.__mro__) if base is cls or "__dataclass_fields__" in vars(base)]
+        names = [name for base in bases for name in vars(base).get("__annotations__", {})]
+        cls.params = [name for name in dict.fromkeys(names) if name not in ("classifier", "presets", "_")]
 
     def __post_init__(self) -> None:
         check_classifier("classifier", self.classifier)
@@ -69,6 +78,10 @@ class Purification(Transformer):
         purified.model.eval()
         return purified
 
+    def _check_params(self) -> None:
+        """Check the settings."""
+        super()._check_params()
+
     @abc.abstractmethod
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
         """
@@ -91,6 +104,8 @@ class Purification(Transformer):
         unknown = sorted(set(kwargs) - set(self.params))
         if unknown:
             raise ValueError(f"unknown parameter {unknown[0]!r}, expected one of: {', '.join(self.params)}")
+        if kwargs.get("preset") is not None:
+            kwargs = {**self._preset(kwargs["preset"]), **kwargs}
         before = {key: getattr(self, key) for key in kwargs}
         try:
             super().set_params(**kwargs)
@@ -102,6 +117,112 @@ class Purification(Transformer):
         """Return all settings by name."""
         return {key: getattr(self, key) for key in self.params}
 
+    @classmethod
+    def _preset(cls, name: str) -> Mapping[str, Any]:
+        return cls.presets[check_choice("preset", name, tuple(cls.presets))]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Tuning:
+    """
+    How a defence fine-tunes: settings that are the same for all.
+
+    :param preset: The name of a set of settings, such as "paper"; None takes the defaults.
+    :param nb_epochs: Passes over the data.
+    :param batch_size: Images a step.
+    :param learning_rate: The (peak) rate of a fresh SGD optimizer; None goes on with the classifier's own optimizer.
+    :param momentum: SGD's momentum.
+    :param weight_decay: SGD's weight decay.
+    :param nesterov: Whether the momentum is Nesterov's.
+    :param schedule: "constant", "cosine" or "one_cycle".
+    :param milestones: Pairs (epoch, learning rate), from 0: from that epoch on that rate.
+    :param max_steps: End after so many steps, if that is before `nb_epochs`.
+    :param freeze_bn: Whether batch normalisation keeps its running statistics.
+    :param padding: Random crops after padding by so many pixels.
+    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
+    :param precision: "auto", "float32" or "bfloat16".
+    :param seed: The seed of everything random.
+    :param verbose: Whether to show progress bars.
+    :raises ValueError: If a setting is out of its range.
+    """
+
+    preset: str | None = None
+    nb_epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float | None = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    schedule: str = "constant"
+    milestones: tuple[tuple[int, float], ...] = ()
+    max_steps: int | None = None
+    freeze_bn: bool = False
+    padding: int = 4
+    mirror: bool = True
+    precision: str = "auto"
+    seed: int = 0
+    verbose: bool = False
+
+    def _check_params(self) -> None:
+        check_flag("verbose", self.verbose)
+        self._recipe(self.nb_epochs)
+
+    def _recipe(self, nb_epochs: int, *stream: int, augmented: bool = True) -> Recipe:
+        """Return the recipe of one fine-tuning; those of different streams share no random choice."""
+        return Recipe(
+            nb_epochs=nb_epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            schedule=self.schedule,
+            milestones=self.milestones,
+            max_steps=self.max_steps,
+            freeze_bn=self.freeze_bn,
+            padding=self.padding if augmented else 0,
+            mirror=self.mirror if augmented else False,
+            precision=self.precision,
+            seed=self._stream(*stream) if stream else self.seed,
+        )
+
+    def _stream(self, *key: int) -> int:
+        """Return a seed of its own for each use, so that a second fine-tuning does not repeat the first one's order."""
+        return int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0])
+
+
+# The released configuration of Neural Attention Distillation, which the paper's rivals were run with.
+NAD_RELEASE: Mapping[str, Any] = {
+    "nb_epochs": 10,
+    "batch_size": 64,
+    "learning_rate": 0.1,
+    "milestones": ((2, 0.01),),
+    "weight_decay": 1e-4,
+    "nesterov": True,
+}
 
 DEFENCES: Registry[type[Purification]] = Registry("defence")
-register = DEFENCES.register
+D = TypeVar("D", bound=Purification)
+
+
+def register(name: str) -> Callable[[type[D]], type[D]]:
+    """
+    Return a decorator that registers a defence under a name and has its constructor take presets.
+
+    :param name: The name, as the command line spells it.
+    :raises ValueError: If another defence already has this name.
+    """
+
+    def decorate(cls: type[D]) -> type[D]:
+        plain = cls.__init__
+
+        @functools.wraps(plain)
+        def with_preset(self: D, *arguments: Any, **settings: Any) -> None:
+            chosen = cls._preset(settings["preset"]) if settings.get("preset") is not None else {}
+            plain(self, *arguments, **{**chosen, **settings})
+
+        cls.__init__ = with_preset  # type: ignore[assignment]
+        DEFENCES.register(name)(cls)
+        return cls
+
+    return decorate

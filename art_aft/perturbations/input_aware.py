@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from art_aft.checks import check_images, check_integer, check_number
+from art_aft.checks import check_choice, check_images, check_integer, check_number
+from art_aft.devices import PRECISIONS, has_bfloat16_units
 from art_aft.perturbations.base import Perturbation, register
+from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 
 NETWORKS = ("pattern_generator", "mask_generator")
@@ -42,14 +44,14 @@ def build_generator(in_channels: int, out_channels: int, base_width: int, levels
         following = width // 2 if width > base_width else out_channels
         layers += [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), *_conv(width, width)]
         layers += _conv(width, following, relu=width > base_width)
-    return nn.Sequential(*layers, nn.Tanh(), _ToUnit())
+    return nn.Sequential(*layers, _ToUnit())
 
 
 class _ToUnit(nn.Module):
-    """Maps (-1, 1) onto (0, 1), a hair inside."""
+    """Maps numbers into (0, 1), in float32 whatever the layers before compute in: masks are sharpened afterwards."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x / (2 + 1e-7) + 0.5
+        return torch.tanh(x.float()) / (2 + 1e-7) + 0.5
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -186,6 +188,7 @@ class InputAware(Perturbation):
         batch_size: int = 128,
         learning_rate: float = 0.01,
         milestones: tuple[float, ...] = (200 / 575, 300 / 575, 400 / 575, 500 / 575),
+        precision: str = "auto",
         verbose: bool = False,
     ) -> None:
         """
@@ -206,18 +209,25 @@ class InputAware(Perturbation):
         :param batch_size: Images a step, for the mask generator.
         :param learning_rate: Adam's rate for both generators.
         :param milestones: When the pattern generator's rate is divided by 10, as shares of `steps`.
+        :param precision: That of the generators' training, "auto", "float32" or "bfloat16"; triggers are stamped in
+            float32.
         :param verbose: Whether to show progress bars.
         """
         rate = check_number("rate", rate, minimum=0.0, maximum=0.5, above=True)
+        check_choice("precision", precision, PRECISIONS)
+        fast = precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(self.device))
         images = x if self.channels_first else np.moveaxis(x, -1, 1)
-        with isolated_rng(self.seed + 1):
+        for network in (self.pattern_generator, self.mask_generator) if fast else ():
+            network.to(memory_format=torch.channels_last)
+        with isolated_rng(self.seed + 1), self._autocast(fast):
             self._fit_masks(images, mask_epochs, batch_size, learning_rate, verbose)
         generator = self.pattern_generator.train().requires_grad_(True)
         optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(share * steps) for share in milestones])
 
         def each_batch(images: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._joint_batch(images, truth, labels, rate, optimizer)
+            with self._autocast(fast):
+                return self._joint_batch(images, truth, labels, rate, optimizer)
 
         def after_step() -> None:
             # The victim's backward pass has added its gradients to those of the diversity loss.
@@ -229,6 +239,11 @@ class InputAware(Perturbation):
             train(classifier, x, y, each_batch=each_batch, after_step=after_step, also=also)
         finally:
             generator.eval().requires_grad_(False)
+            for network in (self.pattern_generator, self.mask_generator):
+                network.to(memory_format=torch.contiguous_format)
+
+    def _autocast(self, fast: bool) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast)
 
     def _joint_batch(
         self,
@@ -269,7 +284,9 @@ class InputAware(Perturbation):
             for batch in range(whole_batches):
                 part = slice(batch * batch_size, (batch + 1) * batch_size)
                 one, two = (
-                    ((torch.from_numpy(x[order[part]]) - low) / (high - low)).float().to(self.device)
+                    ((to_float(torch.from_numpy(x[order[part]]), self.clip_values) - low) / (high - low)).to(
+                        self.device
+                    )
                     for order in orders
                 )
                 mask_one, mask_two = self.mask(one), self.mask(two)

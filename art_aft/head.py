@@ -1,0 +1,142 @@
+"""The layer that reads the last convolution: what comes in, channel by channel, and how to cut a channel off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.checks import check_clip_values
+from art_aft.classifier import predict_labels
+from art_aft.pixel_module import borrow
+from art_aft.pixels import to_float
+from art_aft.rng import isolated_rng
+
+
+class Head:
+    """
+    The first linear layer after a classifier's last convolution, seen as a reader of that convolution's channels.
+
+    In a residual network the last convolution's output meets another path; what the head reads has both in it. So
+    a channel is cut off here, where its share in everything that follows becomes zero.
+
+    :param classifier: The classifier; `cut` changes it.
+    :param x: A few images of shape (N, *input_shape), to see in which order the layers run.
+    :param layer: The name of the layer, as in `named_modules`; None finds it. A network that ends in a convolution
+        is read by that one.
+    :raises ValueError: If there is no such layer, or what it reads does not come in channels.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier, x: np.ndarray, layer: str | None = None) -> None:
+        self.classifier = classifier
+        kinds = (torch.nn.Conv2d, torch.nn.Linear)
+        layers = {name: part for name, part in classifier.model.named_modules() if isinstance(part, kinds)}
+        if layer is not None and layer not in layers:
+            raise ValueError(f"layer: got {layer!r}, expected a linear or convolution layer: {', '.join(layers)}")
+        ran: list[tuple[str, torch.Tensor]] = []
+        hooks = [
+            part.register_forward_hook(lambda _, __, result, name=name: ran.append((name, result)))
+            for name, part in layers.items()
+        ]
+        try:
+            logits = self._run(x[:2])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.name, result, self.nb_channels = _reader(ran, layers, layer)
+        self.layer: Any = layers[self.name]
+        #: Whether the layer's output is the model's, so that nothing else needs to run again after a cut.
+        self.is_last = result.shape == logits.shape and bool(torch.equal(result.float(), logits))
+        self.pruned: list[int] = []
+        width = self.layer.weight.shape[1]
+        if width % self.nb_channels:
+            raise ValueError(
+                f"layer: {self.name!r} reads {width} values of {self.nb_channels} channels, expected a multiple"
+            )
+        self._columns = width // self.nb_channels
+
+    def _run(self, x: np.ndarray) -> torch.Tensor:
+        clip_values = check_clip_values("clip_values", self.classifier.clip_values)
+        with isolated_rng(), torch.no_grad(), borrow(self.classifier, precision="float32") as module:
+            module.eval()
+            return module(to_float(torch.from_numpy(x).to(self.classifier.device), clip_values))
+
+    def inputs(self, x: np.ndarray, batch_size: int = 128) -> torch.Tensor:
+        """
+        Return what the layer reads, in evaluation mode, on the CPU.
+
+        :param x: Images of shape (N, *input_shape).
+        :param batch_size: Images at a time.
+        """
+        seen: list[torch.Tensor] = []
+        hook = self.layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().cpu()))
+        try:
+            for start in range(0, len(x), batch_size):
+                self._run(x[start : start + batch_size])
+        finally:
+            hook.remove()
+        return torch.cat(seen)
+
+    def activations(self, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
+        """Return the mean of each channel over positions, of shape (N, channels)."""
+        inputs = self.inputs(x, batch_size)
+        if isinstance(self.layer, torch.nn.Linear):
+            # The channels come first where maps were flattened; tokens, where there are such, are positions.
+            inputs = inputs.flatten(1, -2).mean(dim=1) if inputs.ndim > 2 else inputs
+            return inputs.reshape(len(inputs), self.nb_channels, -1).mean(dim=2).numpy()
+        return inputs.mean(dim=(2, 3)).numpy()
+
+    def cut(self, channel: int) -> torch.Tensor:
+        """Cut a channel off, and return the weights that it had, for `restore`."""
+        columns = self._at(channel)
+        before = self.layer.weight.detach()[:, columns].clone()
+        self.pruned.append(channel)
+        self.keep_cut()
+        return before
+
+    def restore(self, weights: torch.Tensor) -> None:
+        """Undo the last `cut`."""
+        with torch.no_grad():
+            self.layer.weight[:, self._at(self.pruned.pop())] = weights
+
+    def keep_cut(self) -> None:
+        """Set the weights of all cut channels to zero again, as after a step of training."""
+        with torch.no_grad():
+            for channel in self.pruned:
+                self.layer.weight[:, self._at(channel)] = 0
+
+    def predict(self, x: np.ndarray, inputs: torch.Tensor) -> np.ndarray:
+        """Return predicted labels of images whose `inputs` are known, with the cuts as they are now."""
+        if not self.is_last:
+            return predict_labels(self.classifier, x)
+        with torch.no_grad():
+            return self.layer(inputs.to(self.layer.weight.device)).argmax(dim=1).cpu().numpy()
+
+    def _at(self, channel: int) -> slice:
+        return slice(channel * self._columns, (channel + 1) * self._columns)
+
+
+def _reader(
+    ran: list[tuple[str, torch.Tensor]], layers: dict[str, Any], name: str | None
+) -> tuple[str, torch.Tensor, int]:
+    """Return the name and output of the layer that reads the last convolution, and the number of channels."""
+    order = [entry[0] for entry in ran]
+    convolutions = [i for i, entry in enumerate(order) if isinstance(layers[entry], torch.nn.Conv2d)]
+    if name is not None:
+        if name not in order:
+            raise ValueError(f"layer: got {name!r}, which the model does not run, expected one of: {', '.join(order)}")
+        place = order.index(name)
+        before = [i for i in convolutions if i < place]
+        width = layers[name].weight.shape[1]
+        channels = layers[order[before[-1]]].out_channels if before else width
+        return *ran[place], channels if width % channels == 0 else width
+    if not convolutions:
+        raise ValueError("classifier.model: got a model without a 2-dimensional convolution, expected one")
+    last = convolutions[-1]
+    if last == len(ran) - 1:  # the convolution is the head itself
+        if len(convolutions) < 2:
+            raise ValueError("classifier.model: got a single convolution and nothing that reads it, expected more")
+        return *ran[last], layers[order[convolutions[-2]]].out_channels
+    return *ran[last + 1], layers[order[last]].out_channels
