@@ -1,6 +1,10 @@
-"""What the device at hand does well."""
+"""What the device at hand does well, and how much of its memory is used."""
 
 from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
 
 import torch
 
@@ -13,3 +17,52 @@ def has_bfloat16_units(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return device.type == "cpu" and probe is not None and bool(probe())
+
+
+class PeakMemory:
+    """
+    How much memory a block of code needed at its height, beyond what was in use when it began.
+
+    On a GPU that is what torch allocated there. On a CPU it is the resident memory of the process, looked at every few
+    milliseconds, so that a shorter peak may be missed; known on Linux only.
+
+    :param device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        #: In bytes, once the block has ended; None where it is not known.
+        self.bytes: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            self._before = self._peak = _resident()
+            self._done = threading.Event()
+            self._watch = threading.Thread(target=self._look, daemon=True)
+            self._watch.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._done.wait(0.005):
+            self._peak = max(self._peak, _resident())
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
+            return
+        self._done.set()
+        self._watch.join()
+        if self._before:
+            self.bytes = max(self._peak, _resident()) - self._before
+
+
+def _resident() -> int:
+    """Return the process's resident memory in bytes, or 0 where Linux's /proc is missing."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -18,7 +18,7 @@ from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft import storage
-from art_aft.checks import check_choice
+from art_aft.checks import check_choice, check_integer
 from art_aft.classifier import build_classifier
 from art_aft.datasets import Dataset, load, split_clean
 from art_aft.metrics import evaluate
@@ -153,6 +153,22 @@ def plant(
         dataset.y_train[clean],
         seconds,
     )
+
+
+def clean_subset(scene: Scene, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return one of several sets of clean images that a defender might have, for repeating an experiment.
+
+    :param scene: The scene.
+    :param number: 0 is the scene's own, which the victim was not trained on. Others are drawn from the whole training
+        set, as in the paper, so that the victim has seen most of them.
+    :return: Images and label indices.
+    """
+    if check_integer("number", number, 0) == 0:
+        return scene.x_clean, scene.y_clean
+    infection, dataset = scene.infection, scene.dataset
+    chosen, _ = split_clean(dataset.y_train, infection.clean_share, seed=infection.seed + number)
+    return dataset.x_train[chosen], dataset.y_train[chosen]
 
 
 def _checkpoint(place: Path) -> Path:

@@ -35,6 +35,19 @@ class Scores:
     n_triggered: int
 
 
+def defence_effectiveness(before: Scores, after: Scores) -> float:
+    """
+    Return DER, the defence effectiveness rating: (max(0, ASR lost) - max(0, ACC lost) + 1) / 2.
+
+    | Paper link: https://arxiv.org/abs/2304.11823
+
+    :param before: The infected classifier's scores.
+    :param after: The purified classifier's scores.
+    :return: A share in [0, 1]: 1 for a backdoor gone at no cost, 0.5 for a classifier that is as it was.
+    """
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
+
+
 def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = None) -> np.ndarray:
     """
     Return the attacker's label for each true one.

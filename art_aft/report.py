@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from art_aft import paper
 from art_aft.experiment import DEMO_EPS, Row, Scene, adversarial_examples
 from art_aft.metrics import label_matrix
 from art_aft.perturbations import stamp
@@ -16,7 +17,14 @@ from art_aft.perturbations import stamp
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DEFENCE_TITLES = {"none": "before", "fine_tuning": "fine-tuning", "aft": "AFT"}
+DEFENCE_TITLES = {
+    "none": "before",
+    "fine_tuning": "fine-tuning",
+    "fine_pruning": "fine-pruning",
+    "neural_cleanse": "Neural Cleanse",
+    "nad": "NAD",
+    "aft": "AFT",
+}
 
 
 def _title(row: Row) -> str:
@@ -29,10 +37,10 @@ def write_json(path: Path, environment: Row, rows: Sequence[Row]) -> None:
     path.write_text(json.dumps({"environment": environment, "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
 
 
-def add_row(path: Path, row: Row) -> None:
-    """Put a row into a JSON file of rows, in the place of an earlier one of the same infection."""
+def add_row(path: Path, row: Row, same: Sequence[str] = ("infection",)) -> None:
+    """Put a row into a JSON file of rows, in the place of an earlier one that agrees with it on the keys `same`."""
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    rows = [other for other in rows if other["infection"] != row["infection"]] + [row]
+    rows = [other for other in rows if any(other.get(key) != row[key] for key in same)] + [row]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
@@ -57,6 +65,38 @@ def text_table(rows: Sequence[Row]) -> str:
             f"{shares[3]:12.1f} {row['seconds']:8.1f}"
         )
     return "\n".join(lines)
+
+
+def comparison_table(rows: Sequence[Row]) -> str:
+    """
+    Return rows of `compare` as a plain text table, in percent: mean and standard deviation over clean subsets.
+
+    :param rows: Rows of one infected model, with the keys "infection" and "clean_subset".
+    :return: A line a defence. The paper's figures stand at the end of a line where it has the same cell (Table II).
+    """
+    first = rows[0]["infection"]
+    in_paper = first["data"] == "cifar10" and first["labels"] == "all-to-one" and first["rate"] == 0.1
+    lines = [
+        f"{'defence':<16} {'ACC':>11} {'ASR':>11} {'RA':>11} {'DER':>11} {'seconds':>8} {'MiB':>6} {'subsets':>8}"
+        f"{'  paper ACC/ASR' if in_paper else ''}",
+    ]
+    lines.append("-" * len(lines[0]))
+    for name in dict.fromkeys(row["defence"] for row in rows):
+        own = [row for row in rows if row["defence"] == name]
+        cells = [_mean_and_deviation([100 * row[key] for row in own]) for key in ("acc", "asr", "ra", "der")]
+        seconds = [row["seconds"] for row in own if row.get("seconds") is not None]
+        memory = [row["peak_memory"] / 2**20 for row in own if row.get("peak_memory") is not None]
+        theirs = paper.TABLE_2.get(name, {}).get(first["attack"]) if in_paper else None
+        lines.append(
+            f"{_title(own[0]):<16} {' '.join(f'{cell:>11}' for cell in cells)} "
+            f"{f'{np.mean(seconds):.1f}' if seconds else '':>8} {f'{np.mean(memory):.0f}' if memory else '':>6} "
+            f"{len(own):>8}{f'  {theirs[0]:.2f}/{theirs[1]:.2f}' if theirs else ''}"
+        )
+    return "\n".join(lines)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1f}" + (f" +-{np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 class DemoPicture:
