@@ -17,6 +17,7 @@ from art_aft.devices import PRECISIONS
 from art_aft.pixel_module import borrow
 from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
+from art_aft.universal import default_eps
 
 
 class TorchAttacksPGD(EvasionAttack):
@@ -84,8 +85,7 @@ class TorchAttacksPGD(EvasionAttack):
         super().__init__(estimator=estimator)
         self.norm = norm
         if eps is None:
-            fraction = 4 / 255 if norm in (np.inf, "inf") else (np.prod(estimator.input_shape) / 3072) ** 0.5
-            eps = float(fraction * (high - low))
+            eps = default_eps(2 if norm == 2 else np.inf, estimator.input_shape, (low, high))
         self.eps = eps
         self.eps_step = self._quarter(eps) if eps_step is None else eps_step
         self.max_iter = max_iter

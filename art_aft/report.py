@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from art_aft import paper
+from art_aft.defences.neural_cleanse import Detection
 from art_aft.experiment import DEMO_EPS, Row, Scene, adversarial_examples
 from art_aft.metrics import label_matrix
 from art_aft.perturbations import stamp
@@ -97,6 +98,39 @@ def comparison_table(rows: Sequence[Row]) -> str:
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f}" + (f" +-{np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def trigger_picture(detection: Detection, path: Path) -> None:
+    """
+    Draw what Neural Cleanse found: each label's mask and stamped pattern, with norm and anomaly index.
+
+    :param detection: The `detection` of `NeuralCleanse` or `PyTorchNeuralCleanse`.
+    :param path: The PNG file.
+    :raises ImportError: If matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    found = detection.triggers
+    # Channels last for drawing; a mask has its one channel first or last, as the images have theirs.
+    first = found.masks.shape[1] == 1
+    masks, patterns = ((np.moveaxis(part, 1, -1) if first else part) for part in (found.masks, found.patterns))
+    low, high = patterns.min(), patterns.max()
+    columns = min(len(masks), 10)
+    lines = -(-len(masks) // columns)
+    figure = Figure(figsize=(1.6 * columns, 4.2 * lines), layout="constrained")
+    axes = figure.subplots(2 * lines, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, (label, norm, index) in enumerate(zip(found.labels, found.norms, found.anomaly_indices, strict=True)):
+        upper, lower = axes[2 * (row // columns) : 2 * (row // columns) + 2, row % columns]
+        upper.imshow(masks[row, ..., 0], cmap="gray", vmin=0, vmax=1)
+        stamped = masks[row] * (patterns[row] - low) / max(high - low, 1e-12)
+        lower.imshow(stamped if stamped.shape[-1] == 3 else stamped[..., 0], cmap="gray", vmin=0, vmax=1)
+        suspected = label in detection.flagged
+        upper.set_title(
+            f"label {label}\nnorm {norm:.1f}\nindex {index:.1f}", fontsize=9, color="tab:red" if suspected else "black"
+        )
+    figure.savefig(path, dpi=110)
 
 
 class DemoPicture:

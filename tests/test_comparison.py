@@ -16,13 +16,15 @@ from test_demo import EXAMPLES, ONE_THREAD
 from art_aft import cli
 from art_aft.comparison import compare
 from art_aft.defences import Purification, Tuning
+from art_aft.defences.neural_cleanse import Detection
 from art_aft.devices import PeakMemory
 from art_aft.experiment import Infection, plant
 from art_aft.infection import clean_subset
+from art_aft.inversion import Triggers
 from art_aft.metrics import Scores, defence_effectiveness
 from art_aft.perturbations import BadNets
 from art_aft.poisoning import AllToOne
-from art_aft.report import add_row, comparison_table
+from art_aft.report import add_row, comparison_table, trigger_picture
 from art_aft.training import Recipe
 
 
@@ -207,6 +209,27 @@ class TestTable:
         for row in ({"a": 1, "b": 1, "v": 1}, {"a": 1, "b": 2, "v": 2}, {"a": 1, "b": 1, "v": 3}):
             add_row(path, row, same=("a", "b"))
         assert [row["v"] for row in json.loads(path.read_text())] == [2, 3]
+
+
+class TestTriggerPicture:
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_it_shows_the_mask_of_every_label(self, tmp_path, channels_last):
+        image = pytest.importorskip("PIL.Image")
+        masks, patterns = np.zeros((12, 1, 8, 8)), np.ones((12, 3, 8, 8))
+        masks[3] = 1.0  # all others are black
+        if channels_last:
+            masks, patterns = np.moveaxis(masks, 1, -1), np.moveaxis(patterns, 1, -1)
+        norms = masks.reshape(12, -1).sum(axis=1) + np.arange(12)
+        triggers = Triggers(np.arange(12), masks, patterns, norms, np.ones(12), np.ones(12, dtype=int))
+        trigger_picture(Detection(triggers, [3]), tmp_path / "triggers.png")
+        pixels = np.asarray(image.open(tmp_path / "triggers.png").convert("L"))
+        black, height = (pixels < 10).mean(axis=0), len(pixels)
+        assert pixels.shape[1] > 1000
+        # 24 squares, all black but one label's two: about 11 of 12 dark squares in each line of labels.
+        assert (
+            black[: pixels.shape[1] // 10].mean() > black[3 * pixels.shape[1] // 10 : 4 * pixels.shape[1] // 10].mean()
+        )
+        assert height > 500
 
 
 RECIPE = Recipe(nb_epochs=1, batch_size=64, learning_rate=0.1)

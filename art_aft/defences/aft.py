@@ -20,6 +20,7 @@ from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.pixels import to_float
 from art_aft.training import fit, recalibrate_batch_norm
+from art_aft.universal import universal_perturbations
 
 
 @register("aft")
@@ -39,10 +40,13 @@ class AdversarialFineTuning(Tuning, Purification):
     Stage 1 settings, in units of the classifier's `clip_values`:
 
     :param classifier: The classifier that may be infected.
+    :param adversary: "per_image", a perturbation of its own for every image (Algorithm 1), or "shared": one for each
+        label, that leads images of all others there (the r of the paper's Section V); each epoch, every image gets one
+        at random.
     :param norm: The ball's norm, np.inf or 2.
     :param eps: The ball's radius. None is 4/255 of the range for np.inf; for 2 it is 1.0 of the range at 32x32x3.
-    :param eps_step: The step size. None is `eps` / 4.
-    :param max_iter: The number of steps.
+    :param eps_step: The step size. None is `eps` / 4, for "shared" `eps` / 5.
+    :param max_iter: The number of steps; None is 10, for "shared" 20, each on 125 images.
     :param num_random_init: Random starting points; 0 starts at the image itself.
     :param clip: Whether examples stay in `clip_values`.
     :param training_mode: Whether the model is in training mode while it is attacked.
@@ -65,19 +69,31 @@ class AdversarialFineTuning(Tuning, Purification):
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
 
-    Preset "paper": Algorithm 1 as printed, with Stage 2 and 3 as WRN-16-1 is trained.
+    Presets: "paper", Algorithm 1 as printed, with Stages 2 and 3 as WRN-16-1 is trained; "shared", one perturbation a
+    label in an L2 ball, half of each batch clean, and no Stage 3.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"batch_size": 64, "weight_decay": 1e-4, "regenerate": "once", "clean_share": 0.0},
+        "shared": {
+            "adversary": "shared",
+            "norm": 2,
+            "clean_share": 0.5,
+            "clean_epochs": 0,
+            "learning_rate": 0.05,
+            "schedule": "one_cycle",
+            "batch_size": 64,
+            "weight_decay": 1e-4,
+        },
     }
 
     classifier: PyTorchClassifier
     _: KW_ONLY
+    adversary: str = "per_image"
     norm: int | float | str = np.inf
     eps: float | None = None
     eps_step: float | None = None
-    max_iter: int = 10
+    max_iter: int | None = None
     num_random_init: int = 0
     clip: bool = True
     training_mode: bool = False
@@ -94,6 +110,7 @@ class AdversarialFineTuning(Tuning, Purification):
     def _check_params(self) -> None:
         super()._check_params()
         self._attack(self.classifier)
+        check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
         check_choice("regenerate", self.regenerate, ("once", "epoch", "batch"))
@@ -140,14 +157,41 @@ class AdversarialFineTuning(Tuning, Purification):
         self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int = 0
     ) -> np.ndarray:
         """Return adversarial examples of the classifier as it is now; `turn` counts how often that was done before."""
-        attack = self._attack(classifier)
-        attack.seed = self._stream(0, turn)
-        attack.verbose = self.verbose and turn == 0
-        adversarial = attack.generate(x, y if self.attack_labels == "given" else None)
+        if self.adversary == "shared":
+            adversarial = self._shared_examples(classifier, x, y, turn)
+        else:
+            attack = self._attack(classifier)
+            attack.seed = self._stream(0, turn)
+            attack.verbose = self.verbose and turn == 0
+            adversarial = attack.generate(x, y if self.attack_labels == "given" else None)
         if self.misclassified == "keep":
             wrong = predict_labels(classifier, x) != y
             adversarial[wrong] = to_float(x[wrong], check_clip_values("clip_values", classifier.clip_values))
         return adversarial
+
+    def _shared_examples(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int) -> np.ndarray:
+        """Return each image with the perturbation towards another label than its own, drawn anew every turn."""
+        y = y if self.attack_labels == "given" else predict_labels(classifier, x)
+        attack = self._attack(classifier)
+        if turn == 0 or self.regenerate != "once":
+            self.perturbations = universal_perturbations(
+                classifier,
+                x,
+                y,
+                norm=2 if self.norm == 2 else np.inf,
+                eps=attack.eps,
+                eps_step=self.eps_step,
+                max_iter=20 if self.max_iter is None else self.max_iter,
+                num_random_init=self.num_random_init,
+                precision=self.precision,
+                seed=self._stream(0, turn),
+                verbose=self.verbose and turn == 0,
+            )
+        rng = np.random.default_rng(self._stream(4, turn))
+        towards = (y + rng.integers(1, classifier.nb_classes, len(y))) % classifier.nb_classes
+        low, high = check_clip_values("clip_values", classifier.clip_values)
+        adversarial = to_float(x, (low, high)) + self.perturbations[towards]
+        return np.clip(adversarial, low, high, out=adversarial) if self.clip else adversarial
 
     def _fine_tune(
         self,
@@ -175,12 +219,13 @@ class AdversarialFineTuning(Tuning, Purification):
             return torch.from_numpy(adversarial).to(images.device), labels
 
         online = self.regenerate if x_clean is not None else "once"
+        anew = online == "epoch" or (x_clean is not None and self.adversary == "shared" and online == "once")
         fit(
             classifier,
             x,
             y,
             self._recipe(nb_epochs, stage, augmented=not self.augment_first),
-            each_epoch=each_epoch if online == "epoch" else None,
+            each_epoch=each_epoch if anew else None,
             each_batch=each_batch if online == "batch" else None,
             clean=(x_clean, self.clean_share) if x_clean is not None and self.clean_share else None,
             after_epoch=best,
@@ -202,9 +247,9 @@ class AdversarialFineTuning(Tuning, Purification):
         return torch.cat(views).contiguous().numpy()
 
     def _attack(self, classifier: PyTorchClassifier) -> TorchAttacksPGD:
-        names = ("norm", "eps", "eps_step", "max_iter", "num_random_init", "clip", "training_mode", "precision")
+        names = ("norm", "eps", "eps_step", "num_random_init", "clip", "training_mode", "precision")
         chosen = {name: getattr(self, name) for name in (*names, "seed", "verbose")}
-        return TorchAttacksPGD(classifier, **chosen)
+        return TorchAttacksPGD(classifier, max_iter=10 if self.max_iter is None else self.max_iter, **chosen)
 
     def _split(
         self, x: np.ndarray, y: np.ndarray

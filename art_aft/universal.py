@@ -1,0 +1,186 @@
+"""One perturbation for all images, towards each label: the r of the paper's Section V."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from tqdm.auto import tqdm
+
+from art_aft.checks import check_choice, check_clip_values, check_integer, check_number
+from art_aft.classifier import check_data, predict_labels
+from art_aft.devices import PRECISIONS
+from art_aft.pixel_module import borrow
+from art_aft.pixels import to_float
+from art_aft.rng import isolated_rng
+
+# Pixels in flight, over all labels of a step.
+_MEMORY = 4_000_000
+
+
+def default_eps(norm: float, input_shape: Sequence[int], clip_values: tuple[float, float]) -> float:
+    """
+    Return the radius of a ball that is about as small for images of any size.
+
+    :param norm: np.inf: 4/255 of the range; 2: 1.0 of the range for 32x32x3 values, and as the square root of their
+        number for others.
+    :param input_shape: The shape of an image.
+    :param clip_values: The pixel range.
+    """
+    fraction = 4 / 255 if norm == np.inf else (np.prod(input_shape) / 3072) ** 0.5
+    return float(fraction * (clip_values[1] - clip_values[0]))
+
+
+def universal_perturbations(
+    classifier: PyTorchClassifier,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    norm: float = 2,
+    eps: float | None = None,
+    eps_step: float | None = None,
+    max_iter: int = 20,
+    batch_size: int = 125,
+    num_random_init: int = 0,
+    labels: Sequence[int] | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+    verbose: bool = False,
+) -> np.ndarray:
+    """
+    Return, for each label l, one perturbation r_l that leads images of other labels to l: it minimises their mean
+    cross entropy with l over a ball (eq. 14, one r for every instance).
+
+    All labels share each pass through the classifier, which stays as it is. An infected classifier gives way to the
+    perturbation towards its attacker's label first: `carried` measures that.
+
+    | Paper link: https://arxiv.org/abs/2202.06312 (Section V)
+
+    :param classifier: The classifier.
+    :param x: Images in `clip_values`, of shape (N, *input_shape).
+    :param y: Their labels, as indices or one-hot.
+    :param norm: The ball's norm, np.inf or 2.
+    :param eps: The ball's radius, in units of `clip_values`; None is `default_eps`.
+    :param eps_step: The length of a step, in the same units; None is a fifth of `eps`.
+    :param max_iter: The number of steps.
+    :param batch_size: Images a step, for each label; a step goes through the images where the last one ended.
+    :param num_random_init: Random starting points, of which the one that ends with the lowest loss on the images
+        counts; 0 starts once, at no perturbation.
+    :param labels: The labels l; None is all of them.
+    :param precision: "auto", "float32" or "bfloat16".
+    :param seed: The seed of order and starting points.
+    :param verbose: Whether to show a progress bar.
+    :return: float32 perturbations of shape (K, *input_shape), at most `eps` long.
+    :raises ValueError: If a number is out of its range or the data do not fit.
+    """
+    x, y = check_data(classifier, x, y)
+    low, high = check_clip_values("clip_values", classifier.clip_values)
+    if norm not in (np.inf, 2):
+        raise ValueError(f"norm: got {norm!r}, expected np.inf or 2")
+    eps = default_eps(norm, x.shape[1:], (low, high)) if eps is None else eps
+    check_number("eps", eps, minimum=0.0, above=True)
+    eps_step = eps / 5 if eps_step is None else check_number("eps_step", eps_step, minimum=0.0, above=True)
+    check_integer("max_iter", max_iter, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("num_random_init", num_random_init, 0)
+    check_choice("precision", precision, PRECISIONS)
+    check_integer("seed", seed, 0)
+    chosen = list(range(classifier.nb_classes)) if labels is None else list(labels)
+    for label in chosen:
+        if check_integer("labels", label, 0) >= classifier.nb_classes:
+            raise ValueError(f"labels: got {label}, expected labels below {classifier.nb_classes}")
+    together = max(1, _MEMORY // (batch_size * int(np.prod(x.shape[1:]))))
+    search = _Search(norm, eps / (high - low), eps_step / (high - low), max_iter, batch_size)
+    found = []
+    with (
+        isolated_rng(seed),
+        borrow(classifier, precision=precision, scale=(low, high), freeze=True) as module,
+        tqdm(total=len(chosen), desc="Universal", unit="label", disable=None if verbose else True, leave=False) as bar,
+    ):
+        module.eval()
+        images = ((to_float(torch.from_numpy(x), (low, high)) - low) / (high - low)).to(classifier.device)
+        truth = torch.from_numpy(y).to(classifier.device)
+        for start in range(0, len(chosen), together):
+            group = torch.tensor(chosen[start : start + together], device=classifier.device)
+            best, best_loss = search(module, images, truth, group, random_start=num_random_init > 0)
+            for _ in range(num_random_init - 1):
+                other, loss = search(module, images, truth, group, random_start=True)
+                better = loss < best_loss
+                best = torch.where(better[:, None, None, None], other, best)
+                best_loss = torch.where(better, loss, best_loss)
+            found.append(best.cpu().numpy())
+            bar.update(len(group))
+    return np.concatenate(found) * np.float32(high - low)
+
+
+class _Search:
+    """Steps of normalised gradients towards several labels at once, on pixels in [0, 1]."""
+
+    def __init__(self, norm: float, eps: float, eps_step: float, max_iter: int, batch_size: int) -> None:
+        self.norm, self.eps, self.eps_step, self.max_iter, self.batch_size = norm, eps, eps_step, max_iter, batch_size
+
+    def __call__(
+        self, module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, labels: torch.Tensor, *, random_start: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return perturbations, and the mean loss of each over the last step's images."""
+        r = torch.zeros(len(labels), *x.shape[1:], device=x.device)
+        if random_start:
+            drawn = torch.randn(r.shape).to(x.device) if self.norm == 2 else 2 * torch.rand(r.shape).to(x.device) - 1
+            length = torch.rand(len(r)).to(x.device)[:, None, None, None]
+            r = self._project(self._unit(drawn) * self.eps * length if self.norm == 2 else drawn * self.eps)
+        # Whole batches, from an order that is drawn again when it is used up.
+        size = min(self.batch_size, len(x))
+        order = torch.empty(0, dtype=torch.long)
+        loss = torch.zeros(len(labels), device=x.device)
+        for _ in range(self.max_iter):
+            if len(order) < size:
+                order = torch.randperm(len(x))
+            index, order = order[:size].to(x.device), order[size:]
+            r.requires_grad_(True)
+            shown = (x[index] + r[:, None]).clamp(0, 1)
+            logits = module(shown.flatten(0, 1))
+            wanted = labels.repeat_interleave(size)
+            each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").view(len(labels), size)
+            others = (y[index] != labels[:, None]).float()
+            loss = (each * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
+            (gradient,) = torch.autograd.grad(loss.sum(), r)
+            with torch.no_grad():
+                direction = self._unit(gradient) if self.norm == 2 else gradient.sign()
+                r = self._project(r - self.eps_step * direction)
+        return r.detach(), loss.detach()
+
+    @staticmethod
+    def _unit(r: torch.Tensor) -> torch.Tensor:
+        return r / r.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+
+    def _project(self, r: torch.Tensor) -> torch.Tensor:
+        if self.norm == 2:
+            length = r.flatten(1).norm(dim=1)[:, None, None, None]
+            return r * (self.eps / length.clamp(min=1e-12)).clamp(max=1)
+        return r.clamp(-self.eps, self.eps)
+
+
+def carried(
+    classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, perturbations: np.ndarray, labels: Sequence[int]
+) -> np.ndarray:
+    """
+    Return which share of the images of other labels each perturbation leads to its label.
+
+    :param classifier: The classifier.
+    :param x: Images in `clip_values`, of shape (N, *input_shape).
+    :param y: Their labels, as indices or one-hot.
+    :param perturbations: Of shape (K, *input_shape).
+    :param labels: The label of each perturbation.
+    :return: Shares in [0, 1], of shape (K,).
+    """
+    x, y = check_data(classifier, x, y)
+    low, high = check_clip_values("clip_values", classifier.clip_values)
+    shares = []
+    for label, r in zip(labels, perturbations, strict=True):
+        others = to_float(x[y != label], (low, high))
+        shares.append(
+            np.mean(predict_labels(classifier, np.clip(others + r, low, high)) == label) if len(others) else 0
+        )
+    return np.array(shares, dtype=float)

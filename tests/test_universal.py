@@ -1,0 +1,171 @@
+"""One perturbation for all images, towards each label: against closed forms, and inside Adversarial Fine-Tuning."""
+
+import numpy as np
+import pytest
+from conftest import (
+    ENCODINGS,
+    NB_CLASSES,
+    SHAPE,
+    TinyNet,
+    encoded,
+    linear_classifier,
+    tiny_classifier,
+    tiny_data,
+    untouched,
+)
+
+from art_aft import AdversarialFineTuning
+from art_aft.universal import carried, default_eps, universal_perturbations
+
+RNG = np.random.default_rng(0)
+
+
+def lengths(r: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(r.reshape(len(r), -1), axis=1)
+
+
+@pytest.fixture
+def two_classes():
+    """A linear model of two classes; images so far from 0 and 1 that nothing is clipped."""
+    weights = np.random.default_rng(1).normal(size=(2, *SHAPE)).astype(np.float32) / 20
+    x = np.random.default_rng(2).uniform(0.4, 0.6, (60, *SHAPE)).astype(np.float32)
+    return linear_classifier(weights), weights, x, np.arange(60) % 2
+
+
+class TestSearch:
+    def test_on_two_classes_it_is_the_difference_of_their_weights_in_an_l2_ball(self, two_classes):
+        classifier, weights, x, y = two_classes
+        r = universal_perturbations(classifier, x, y, eps=0.5, precision="float32")
+        direction = (weights[1] - weights[0]) / np.linalg.norm(weights[1] - weights[0])
+        np.testing.assert_allclose(r, 0.5 * np.stack([-direction, direction]), atol=1e-5)
+
+    def test_and_its_sign_in_an_l_infinity_ball(self, two_classes):
+        classifier, weights, x, y = two_classes
+        r = universal_perturbations(classifier, x, y, norm=np.inf, eps=0.05, precision="float32")
+        sign = np.sign(weights[1] - weights[0])
+        np.testing.assert_allclose(r, 0.05 * np.stack([-sign, sign]), atol=1e-6)
+
+    def test_the_first_step_follows_the_mean_gradient_over_images_of_other_labels(self):
+        weights = RNG.normal(size=(3, *SHAPE)).astype(np.float32) / 10
+        x, y = RNG.uniform(0.4, 0.6, (30, *SHAPE)).astype(np.float32), np.arange(30) % 3
+        r = universal_perturbations(
+            linear_classifier(weights), x, y, eps=1.0, eps_step=0.1, max_iter=1, batch_size=30, precision="float32"
+        )
+        flat, pixels = weights.reshape(3, -1).astype(float), x.reshape(30, -1).astype(float)
+        logits = pixels @ flat.T
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        for label in range(3):
+            gradient = ((p - np.eye(3)[label]) @ flat)[y != label].mean(axis=0)
+            np.testing.assert_allclose(r[label].ravel(), -0.1 * gradient / np.linalg.norm(gradient), atol=1e-5)
+
+    @pytest.mark.parametrize("random", [0, 2])
+    @pytest.mark.parametrize("norm", [2, np.inf])
+    def test_it_stays_in_the_ball(self, norm, random):
+        x, y = tiny_data(24)
+        r = universal_perturbations(
+            tiny_classifier(), x, y, norm=norm, eps=0.3, eps_step=0.2, max_iter=7, num_random_init=random
+        )
+        assert r.shape == (NB_CLASSES, *SHAPE)
+        assert (lengths(r) if norm == 2 else np.abs(r)).max() <= 0.3 + 1e-6
+        assert (lengths(r) if norm == 2 else np.abs(r).max(axis=(1, 2, 3))).min() > 0.15
+
+    def test_labels_do_not_depend_on_each_other(self):
+        x, y = tiny_data(24)
+        settings = {"eps": 0.5, "max_iter": 5, "batch_size": 8, "precision": "float32"}
+        together = universal_perturbations(tiny_classifier(), x, y, **settings)
+        alone = universal_perturbations(tiny_classifier(), x, y, labels=[2], **settings)
+        np.testing.assert_allclose(alone[0], together[2], atol=1e-5)
+
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    def test_the_same_network_on_other_pixels_has_the_same(self, encoding):
+        x, y = tiny_data(24)
+        given = encoded(encoding, TinyNet(), SHAPE, NB_CLASSES)
+        settings = {"max_iter": 5, "precision": "float32"}
+        expected = universal_perturbations(tiny_classifier(), x, y, eps=0.5, **settings)
+        with untouched(given.classifier):
+            found = universal_perturbations(given.classifier, given.encode(x), y, eps=0.5 * given.spread, **settings)
+        np.testing.assert_allclose(given.decode(found), expected, atol=1e-4)
+
+    def test_a_seed_fixes_every_bit(self):
+        x, y = tiny_data(24)
+        first, second, other = (
+            universal_perturbations(tiny_classifier(), x, y, batch_size=8, num_random_init=1, seed=seed)
+            for seed in (1, 1, 2)
+        )
+        np.testing.assert_array_equal(first, second)
+        assert (first != other).any()
+
+    def test_of_several_starting_points_the_best_counts(self):
+        """With one step of no length to speak of, the start is the result, and more starts find a lower loss."""
+        x, y = tiny_data(24)
+        classifier = tiny_classifier()
+
+        def loss(r):
+            logits = classifier.predict(np.clip(x[y != 0] + r[0], 0, 1)).astype(float)
+            return np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[:, 0])
+
+        settings = {"eps": 3.0, "eps_step": 1e-9, "max_iter": 1, "batch_size": 24, "precision": "float32"}
+        one, many = (
+            universal_perturbations(classifier, x, y, num_random_init=starts, **settings) for starts in (1, 10)
+        )
+        assert loss(many) < loss(one)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"norm": 1}, "norm: got 1"),
+            ({"eps": 0}, "eps: got 0"),
+            ({"eps_step": -1}, "eps_step: got -1"),
+            ({"max_iter": 0}, "max_iter: got 0"),
+            ({"labels": [9]}, "labels: got 9"),
+            ({"num_random_init": -1}, "num_random_init: got -1"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, settings, message):
+        classifier = tiny_classifier()
+        with untouched(classifier), pytest.raises(ValueError, match=message):
+            universal_perturbations(classifier, *tiny_data(8), **settings)
+
+    def test_the_default_radius_keeps_the_length_per_pixel(self):
+        assert default_eps(2, (3, 32, 32), (0, 1)) == 1.0
+        assert default_eps(2, (3, 224, 224), (0, 1)) == pytest.approx(7.0)
+        assert default_eps(np.inf, (3, 32, 32), (0, 255)) == pytest.approx(4.0)
+
+
+def test_carried_counts_images_of_other_labels(two_classes):
+    classifier, weights, x, y = two_classes
+    r = np.stack([np.full(SHAPE, 0.3), -np.full(SHAPE, 0.2)]).astype(np.float32)
+    expected = []
+    for label in (0, 1):
+        logits = (x[y != label] + r[label]).reshape(30, -1) @ weights.reshape(2, -1).T
+        expected.append(np.mean(logits.argmax(axis=1) == label))
+    np.testing.assert_allclose(carried(classifier, x, y, r, [0, 1]), expected)
+
+
+class TestSharedAdversary:
+    def test_every_image_gets_the_perturbation_towards_another_label(self):
+        x, y = tiny_data(24)
+        defence = AdversarialFineTuning(
+            tiny_classifier(), adversary="shared", norm=2, eps=0.4, max_iter=3, precision="float32", seed=5
+        )
+        examples = [defence._adversarial_examples(tiny_classifier(), x, y, turn) for turn in (0, 1)]
+        for made in examples:
+            options = np.clip(x[:, None] + defence.perturbations, 0, 1)
+            fits = (made[:, None] == options).all(axis=(2, 3, 4))
+            assert fits.any(axis=1).all()
+            assert not fits[np.arange(24), y].any()
+        assert (examples[0] != examples[1]).any()
+
+    def test_the_preset_removes_a_backdoor(self, infected):
+        defence = AdversarialFineTuning(
+            infected.classifier, preset="shared", batch_size=32, learning_rate=0.02, padding=0, mirror=False
+        )
+        before = infected.scores(infected.classifier)
+        with untouched(infected.classifier):
+            scores = infected.scores(defence(infected.x, y=infected.y))
+        assert before.asr > 0.95
+        assert scores.asr < 0.05
+        assert scores.acc > before.acc - 0.05
+        # The infected model gives way to the attacker's label first.
+        shares = carried(infected.classifier, infected.x, infected.y, defence.perturbations, range(10))
+        assert shares.argmax() == 0
