@@ -164,9 +164,16 @@ class Triggers:
         """The norms' distances from their median, as `anomaly_indices` measures them."""
         return anomaly_indices(self.norms)
 
-    def flagged(self, threshold: float = 2.0) -> list[int]:
-        """Return the labels whose trigger is suspiciously small, the smallest first."""
-        small = (self.norms <= np.median(self.norms)) & (self.anomaly_indices > threshold)
+    def flagged(self, threshold: float = 2.0, largest: float = 1.0) -> list[int]:
+        """
+        Return the labels whose trigger is suspiciously small, the smallest first.
+
+        :param threshold: The anomaly index above which a norm below the median is suspicious.
+        :param largest: The largest suspicious norm, as a share of the median, in (0, 1]: where all norms are nearly
+            the same, the index alone suspects a mask that is hardly smaller than the others.
+        """
+        median = np.median(self.norms)
+        small = (self.norms <= largest * median) & (self.anomaly_indices > threshold)
         return [int(self.labels[row]) for row in np.argsort(self.norms, kind="stable") if small[row]]
 
 

@@ -1,5 +1,6 @@
 """Defences side by side: equal budgets, choices without the trigger and without test data, rows that tell all."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -304,3 +305,21 @@ def test_the_example_compares_all_five(tmp_path):
     names = ["none", "aft", "fine_pruning", "fine_tuning", "nad", "neural_cleanse"]
     assert [line.split()[0] for line in done.stdout.splitlines()] == names
     assert [row["defence"] for row in json.loads((tmp_path / "rows.json").read_text())] == names
+
+
+def test_the_example_with_arts_own_runs_with_and_without_tensorflow(tmp_path):
+    output = tmp_path / "rows.json"
+    command = [sys.executable, str(EXAMPLES / "compare_with_art.py"), "--smoke", "--output", str(output)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=250, check=True, env=ONE_THREAD, cwd=tmp_path
+    )
+    rows = json.loads(output.read_text())["rows"]
+    steps = [(row["who"], row["mitigation"]) for row in rows]
+    kinds = ("none", "unlearning", "pruning", "filtering")
+    if importlib.util.find_spec("tensorflow"):
+        assert steps == [(who, kind) for who in ("art_aft", "ART", "ART, rate kept") for kind in kinds]
+    else:
+        assert steps == [("art_aft", kind) for kind in kinds]
+        assert "pip install 'art-aft[keras]'" in done.stdout
+    assert all("error" not in row for row in rows)
+    assert rows[0]["asr"] > 0.9

@@ -42,6 +42,7 @@ QUICK = {
     "inversion_batch_size": 8,
     # Every label with a mask below the median is suspected, so that there is something to unlearn.
     "anomaly_threshold": -1.0,
+    "largest_suspect": 1.0,
 }
 
 every_defence = pytest.mark.parametrize("name", sorted(DEFENCES))

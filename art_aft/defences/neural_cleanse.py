@@ -55,13 +55,14 @@ class NeuralCleanse(Tuning, Purification):
 
     | Paper link: https://people.cs.uchicago.edu/~ravenben/publications/pdf/backdoor-sp19.pdf
 
-    Preset "paper": the search of the authors' example for GTSRB with up to 1,000 steps of 1,000 images. The defaults
-    take 256 images a step and at most 200 steps.
+    Preset "paper": the search of the authors' example for GTSRB with up to 1,000 steps of 1,000 images, and the anomaly
+    index alone. The defaults take 256 images a step and at most 200 steps.
 
     :param classifier: The classifier that may be infected.
     :param mitigation: "unlearning", fine-tuning with stamped images under their true labels, or "pruning" of the
         channels that the found trigger excites most.
     :param anomaly_threshold: The anomaly index above which a small trigger is suspicious.
+    :param largest_suspect: The largest suspicious norm, as a share of the median norm, in (0, 1].
     :param stamped_share: The share of the images, in (0, 1], that are stamped with a found trigger for unlearning.
     :param steps: The most steps of the search, each a pass over `images_per_step` images.
     :param images_per_step: Images a step.
@@ -77,12 +78,15 @@ class NeuralCleanse(Tuning, Purification):
     All other settings are those of `Tuning`, for unlearning.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"steps": 1000, "images_per_step": 1000}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"steps": 1000, "images_per_step": 1000, "largest_suspect": 1.0}
+    }
 
     classifier: PyTorchClassifier
     _: KW_ONLY
     mitigation: str = "unlearning"
     anomaly_threshold: float = 2.0
+    largest_suspect: float = 0.75
     stamped_share: float = 0.2
     steps: int = 200
     images_per_step: int = 256
@@ -99,6 +103,7 @@ class NeuralCleanse(Tuning, Purification):
         super()._check_params()
         check_choice("mitigation", self.mitigation, ("unlearning", "pruning"))
         check_number("anomaly_threshold", self.anomaly_threshold)
+        check_number("largest_suspect", self.largest_suspect, minimum=0.0, maximum=1.0, above=True)
         check_number("stamped_share", self.stamped_share, minimum=0.0, maximum=1.0, above=True)
         self._inversion()
 
@@ -135,7 +140,7 @@ class NeuralCleanse(Tuning, Purification):
         if getattr(self, "_asked", None) != question:
             self._triggers = invert_triggers(classifier, x, self._inversion(), verbose=self.verbose)
             self._asked = question
-        self.detection = Detection(self._triggers, self._triggers.flagged(self.anomaly_threshold))
+        self.detection = Detection(self._triggers, self._triggers.flagged(self.anomaly_threshold, self.largest_suspect))
         return self.detection
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:

@@ -51,6 +51,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
     :param images_per_step: Images a step.
     :param classes_at_once: How many classes' triggers share a batch; None is as many as memory allows.
     :param anomaly_threshold: The anomaly index above which a small trigger is suspicious.
+    :param largest_suspect: The largest suspicious norm, as a share of the median norm, in (0, 1].
     :param stamped_share: The share of the images, in (0, 1], that are stamped for unlearning.
     :param recipe: How unlearning trains; None is ten epochs at rate 0.01.
     :param filter_quantile: The quantile of clean activations, in [0, 1], above which filtering abstains.
@@ -93,6 +94,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         images_per_step: int = 256,
         classes_at_once: int | None = None,
         anomaly_threshold: float = 2.0,
+        largest_suspect: float = 0.75,
         stamped_share: float = 0.2,
         recipe: Recipe | None = None,
         filter_quantile: float = 0.95,
@@ -120,6 +122,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         self.images_per_step = images_per_step
         self.classes_at_once = classes_at_once
         self.anomaly_threshold = check_number("anomaly_threshold", anomaly_threshold)
+        self.largest_suspect = check_number("largest_suspect", largest_suspect, minimum=0.0, maximum=1.0, above=True)
         self.stamped_share = check_number("stamped_share", stamped_share, minimum=0.0, maximum=1.0, above=True)
         self.filter_quantile = check_number("filter_quantile", filter_quantile, minimum=0.0, maximum=1.0)
         self.precision = precision
@@ -191,7 +194,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         """
         x, _ = check_data(self, x_val, y_val)
         triggers = invert_triggers(self, x, self._inversion(), verbose=self.verbose)
-        self.detection = Detection(triggers, triggers.flagged(self.anomaly_threshold))
+        self.detection = Detection(triggers, triggers.flagged(self.anomaly_threshold, self.largest_suspect))
         return [(label, *_parts(triggers, label)) for label in self.detection.flagged]
 
     def backdoor_examples(self, x_val: np.ndarray, y_val: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
