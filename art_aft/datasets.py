@@ -129,26 +129,49 @@ def image_folders(path: str | Path, *, mirror: bool | None = None, verbose: bool
     )
 
 
+def labelled_images(path: str | Path, *, verbose: bool = False) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """
+    Return image files in class folders: a folder of `<class>/<file>`, or a zip of the same.
+
+    :param path: The folder or the zip.
+    :param verbose: Whether to show a progress bar.
+    :return: uint8 images of shape (N, 3, H, W), their labels as indices, and the class names, sorted, which the
+        indices count.
+    :raises ValueError: If there is no image, or images differ in size.
+    :raises ImportError: If Pillow is missing, which reads the files.
+    """
+    images, names = _read_images(Path(path), verbose)
+    classes, labels = np.unique(names, return_inverse=True)
+    return images, labels.astype(np.int64), classes.tolist()
+
+
 def _read_part(path: Path, part: str, verbose: bool) -> tuple[np.ndarray, list[str]]:
-    """Return the images of one part as uint8 (N, 3, H, W), sorted by class and name, and their class names."""
+    """Return the images of one part, a folder or else a zip, and their class names."""
+    for place in (path / part, path / f"{part}.zip"):
+        if place.exists():
+            return _read_images(place, verbose)
+    raise ValueError(f"path: got {path} without {part}/ or {part}.zip, expected one of them")
+
+
+def _read_images(path: Path, verbose: bool) -> tuple[np.ndarray, list[str]]:
+    """Return the images of a folder or zip as uint8 (N, 3, H, W), sorted by class and name, and their class names."""
     from PIL import Image
 
-    folder, archive = path / part, path / f"{part}.zip"
     entries: dict[str, Callable[[], Any]]
     with contextlib.ExitStack() as stack:
-        if folder.is_dir():
-            files = [file for file in folder.glob("*/*") if file.is_file()]
+        if path.is_dir():
+            files = [file for file in path.glob("*/*") if file.is_file()]
             entries = {f"{file.parent.name}/{file.name}": partial(open, file, "rb") for file in files}
-        elif archive.is_file():
-            zipped = stack.enter_context(zipfile.ZipFile(archive))
+        elif zipfile.is_zipfile(path):
+            zipped = stack.enter_context(zipfile.ZipFile(path))
             names = [name for name in zipped.namelist() if name.count("/") == 1 and not name.endswith("/")]
             entries = {name: partial(zipped.open, name) for name in names}
         else:
-            raise ValueError(f"path: got {path} without {part}/ or {part}.zip, expected one of them")
+            raise ValueError(f"path: got {path}, expected a folder or a zip of images")
         order = sorted(name for name in entries if name.lower().endswith((".jpg", ".jpeg", ".png", ".ppm", ".bmp")))
         if not order:
-            raise ValueError(f"path: got no image in the {part} part of {path}, expected <class>/<file>")
-        bar = tqdm(order, desc=f"Read {path.name} {part}", disable=None if verbose else True, leave=False)
+            raise ValueError(f"path: got no image in {path}, expected <class>/<file>")
+        bar = tqdm(order, desc=f"Read {path.parent.name} {path.stem}", disable=None if verbose else True, leave=False)
         for row, name in enumerate(bar):
             with entries[name]() as file:
                 image = np.moveaxis(np.asarray(Image.open(file).convert("RGB")), -1, 0)

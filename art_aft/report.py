@@ -133,6 +133,31 @@ def trigger_picture(detection: Detection, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def purification_picture(report: Row, path: Path) -> None:
+    """
+    Draw what `art-aft purify` measured: held-out accuracy, and the labels of adversarial examples before and after.
+
+    :param report: Its report.
+    :param path: The PNG file.
+    :raises ImportError: If matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 3])
+    states = [report["before"], report["after"]]
+    bars = left.bar(["before", "after"], [100 * state["held_out_accuracy"] for state in states], color="tab:blue")
+    left.bar_label(bars, fmt="%.1f")
+    left.set_title(f"accuracy on {report['n_held_out']}\nheld-out images, %", fontsize=10)
+    places = np.arange(len(states[0]["adversarial_labels"]))
+    for offset, state, title in zip((-0.2, 0.2), states, ("before", "after"), strict=True):
+        right.bar(places + offset, [100 * share for share in state["adversarial_labels"]], width=0.38, label=title)
+    right.set_xlabel("label")
+    right.set_title("where untargeted adversarial examples fall, %", fontsize=10)
+    right.legend()
+    figure.savefig(path, dpi=110)
+
+
 class DemoPicture:
     """
     The demonstration as a picture, a line an attack: images, label matrix, scores.

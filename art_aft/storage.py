@@ -4,8 +4,10 @@ Infected and purified classifiers on disk: tensors as safetensors, everything el
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,13 @@ class Stored:
     A classifier from disk, with what was stored beside it.
 
     :param classifier: The classifier, in evaluation mode.
+    :param model: The model's name.
     :param trigger: The attacker's perturbation, if one was stored.
     :param facts: What else was stored: recipe, scores, anything that JSON can say.
     """
 
     classifier: PyTorchClassifier
+    model: str
     trigger: Perturbation | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -89,11 +93,13 @@ def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     """
     Return a stored classifier.
 
-    :param path: Where it was saved, without an ending.
+    :param path: Where it was saved, with or without an ending.
     :param device_type: "gpu" (the CPU where there is no GPU) or "cpu".
     :raises ValueError: If the files are missing, broken or of another format.
     """
     path = Path(path)
+    if path.suffix in (".json", ".safetensors"):
+        path = path.with_suffix("")
     try:
         description = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
         tensors = load_file(path.with_name(path.name + ".safetensors"))
@@ -107,7 +113,61 @@ def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     if "trigger" in description:
         arrays = {key[8:]: value for key, value in tensors.items() if key.startswith("trigger.")}
         trigger = PERTURBATIONS[description["trigger"]["attack"]].from_state(description["trigger"]["settings"], arrays)
-    return Stored(classifier, trigger, description["facts"])
+    return Stored(classifier, description["model"], trigger, description["facts"])
+
+
+def open_classifier(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    nb_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device_type: str = "gpu",
+) -> PyTorchClassifier:
+    """
+    Return a classifier from whatever file there is; nothing is unpickled.
+
+    :param path: Without `model`, where this package stored it, with or without an ending. With it, a file of weights
+        as for `load_state_dict`.
+    :param model: The name of an architecture, such as "wrn-16-1"; or "module:factory", whose module is imported, that
+        is, run, and whose factory is called without arguments and returns a `torch.nn.Module` that puts out logits.
+    :param input_shape: The shape (C, H, W) of an image, with `model`.
+    :param nb_classes: The number of classes, with `model`.
+    :param mean: The mean by channel that the model's images are reduced by, after scaling to [0, 1].
+    :param std: The deviation by channel that they are divided by then.
+    :param device_type: "gpu" (the CPU where there is no GPU) or "cpu".
+    :raises ValueError: If a file is missing or does not fit, or an argument is missing.
+    """
+    if model is None:
+        return load(path, device_type=device_type).classifier
+    if input_shape is None or nb_classes is None:
+        raise ValueError("input_shape, nb_classes: got none for one of them, expected both with a model by name")
+    if (mean is None) != (std is None):
+        raise ValueError("mean, std: got one of them, expected both or none")
+    settings: dict[str, Any] = {} if mean is None else {"preprocessing": (np.array(mean), np.array(std))}
+    classifier = build_classifier(
+        _make(model) if ":" in model else model,
+        input_shape=tuple(input_shape),
+        nb_classes=nb_classes,
+        device_type=device_type,
+        **settings,
+    )
+    load_state_dict(classifier, path)
+    return classifier
+
+
+def _make(factory: str) -> torch.nn.Module:
+    """Return the module that "module:factory" makes."""
+    module_name, _, name = factory.partition(":")
+    try:
+        made = getattr(importlib.import_module(module_name), name)()
+    except (AttributeError, ImportError, TypeError) as error:
+        raise ValueError(f"model: got {factory!r}, expected module:factory ({error})") from None
+    if not isinstance(made, torch.nn.Module):
+        raise ValueError(f"model: got {type(made).__name__} from {factory!r}, expected a torch.nn.Module")
+    return made
 
 
 def load_state_dict(classifier: PyTorchClassifier, path: str | Path, *, head: bool = True) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from art_aft import cli
+from art_aft import cli, commands
 from art_aft.report import text_table
 
 # Two threads on cores that others use too wait for each other at every step, and take minutes instead of seconds.
@@ -90,7 +90,7 @@ def stored_rows(rows):
 
 def test_without_matplotlib_the_table_and_the_rows_still_come(monkeypatch, tmp_path, capsys, rows):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(cli, "demo", stored_rows(rows))
+    monkeypatch.setattr(commands.demo, "demo", stored_rows(rows))
     assert cli.main(["demo", "--output-dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "matplotlib is missing" in printed
@@ -102,7 +102,7 @@ def test_without_matplotlib_the_table_and_the_rows_still_come(monkeypatch, tmp_p
 
 def test_quiet_leaves_the_explanations_out(monkeypatch, tmp_path, capsys, rows):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(cli, "demo", stored_rows(rows))
+    monkeypatch.setattr(commands.demo, "demo", stored_rows(rows))
     cli.main(["demo", "--quiet", "--output-dir", str(tmp_path)])
     captured = capsys.readouterr()
     assert "share" not in captured.out

@@ -158,7 +158,7 @@ class TestSharedAdversary:
 
     def test_the_preset_removes_a_backdoor(self, infected):
         defence = AdversarialFineTuning(
-            infected.classifier, preset="shared", batch_size=32, learning_rate=0.02, padding=0, mirror=False
+            infected.classifier, preset="shared", eps=0.6, batch_size=32, learning_rate=0.02, padding=0, mirror=False
         )
         before = infected.scores(infected.classifier)
         with untouched(infected.classifier):

@@ -1,0 +1,174 @@
+"""`art-aft purify`, as an engineer with a suspect file and some clean images uses it."""
+
+import json
+import zipfile
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from conftest import same_weights, weights
+
+from art_aft import cli, storage
+from art_aft.classifier import predict_labels
+from art_aft.perturbations import BadNets
+
+SETTINGS = ["--set", "eps=0.6", "batch_size=32", "learning_rate=0.02", "padding=0", "mirror=False"]
+
+
+def to_zip(path, x, y):
+    """Write images (N, 1, H, W) in [0, 1] as CLASS/FILE.png."""
+    image = pytest.importorskip("PIL.Image")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (pixels, label) in enumerate(zip(np.rint(255 * x[:, 0]).astype(np.uint8), y, strict=True)):
+            buffer = BytesIO()
+            image.fromarray(pixels).save(buffer, "png")
+            archive.writestr(f"{label}/{number:04}.png", buffer.getvalue())
+
+
+@pytest.fixture
+def model(infected, tmp_path):
+    storage.save(tmp_path / "suspect-0.1", infected.classifier, "wrn-10-1", trigger=BadNets())
+    return tmp_path / "suspect-0.1"
+
+
+def purify(model, data, output, *arguments):
+    return cli.main(["purify", str(model), "--data", str(data), "--output", str(output), "--quiet", *arguments])
+
+
+@pytest.mark.parametrize("kind", ["npz", "zip"])
+def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, kind):
+    data = tmp_path / f"clean.{kind}"
+    if kind == "npz":
+        np.savez(data, x=infected.x, y=infected.y)
+    else:
+        to_zip(data, infected.x, infected.y)
+    before = (model.with_name(model.name + ".safetensors")).read_bytes()
+    assert purify(model, data, tmp_path / "out" / "clean", "--preset", "shared", *SETTINGS) == 0
+    assert "written" in capsys.readouterr().out
+    assert (model.with_name(model.name + ".safetensors")).read_bytes() == before
+    stored = storage.load(tmp_path / "out" / "clean")
+    scores = infected.scores(stored.classifier)
+    assert scores.asr < 0.05
+    assert scores.acc > 0.9
+    assert stored.trigger is None
+    report = json.loads((tmp_path / "out" / "clean.report.json").read_text())
+    assert report == stored.facts
+    assert (report["n_images"], report["n_held_out"]) == (108, 12)
+    assert report["settings"]["preset"] == "shared"
+    assert report["settings"]["learning_rate"] == 0.02
+    order = np.random.default_rng(0).permutation(120)[:12]
+    if kind == "npz":
+        right = predict_labels(stored.classifier, infected.x[order]) == infected.y[order]
+        assert report["after"]["held_out_accuracy"] == pytest.approx(right.mean())
+    for state in (report["before"], report["after"]):
+        assert len(state["adversarial_labels"]) == 10
+        assert sum(state["adversarial_labels"]) == pytest.approx(1) or state["adversarial_success"] == 0
+    assert (tmp_path / "out" / "clean.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_too_much_accuracy_lost_means_status_1_and_no_model(infected, model, tmp_path, capsys):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    ruin = ["--set", "learning_rate=5.0", "nb_epochs=2", "clean_epochs=0", "mirror=False"]
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *ruin) == 1
+    assert "no model is written" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert report["accepted"] is False
+    assert report["before"]["held_out_accuracy"] - report["after"]["held_out_accuracy"] > 0.1
+
+
+ARCHITECTURE = ["--input-shape", "1", "16", "16", "--nb-classes", "10"]
+QUICK = ["--defence", "fine_tuning", "--set", "nb_epochs=1", "mirror=False", "padding=0"]
+
+
+def test_a_state_dict_with_the_name_of_its_model(infected, tmp_path):
+    torch.save(infected.classifier.model.state_dict(), tmp_path / "suspect.pth")
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    arguments = ["--model", "wrn-10-1", *ARCHITECTURE, *QUICK]
+    assert purify(tmp_path / "suspect.pth", tmp_path / "clean.npz", tmp_path / "out", *arguments) == 0
+    stored = storage.load(tmp_path / "out")
+    assert stored.model == "wrn-10-1"
+    assert not same_weights(stored.classifier, infected.classifier)
+    assert infected.scores(stored.classifier).acc > 0.9
+
+
+def test_a_state_dict_with_a_factory(infected, tmp_path, monkeypatch):
+    (tmp_path / "their_model.py").write_text(
+        "from art_aft.models import WideResNet\n\n\ndef make():\n    return WideResNet(10, 1, in_channels=1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": infected.classifier.model.state_dict()}, tmp_path / "suspect.pt")
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    arguments = ["--model", "their_model:make", *ARCHITECTURE, *QUICK]
+    assert purify("suspect.pt", "clean.npz", "out", *arguments) == 0
+    again = storage.open_classifier("out.safetensors", model="their_model:make", input_shape=(1, 16, 16), nb_classes=10)
+    assert not same_weights(again, infected.classifier)
+    assert infected.scores(again).acc > 0.9
+
+
+def test_mean_and_deviation_are_part_of_the_model(infected, tmp_path):
+    """The same network on images that were normalised: its first weights take the change back."""
+    torch.save(infected.classifier.model.state_dict(), tmp_path / "suspect.pth")
+    plain, normalised = (
+        storage.open_classifier(
+            tmp_path / "suspect.pth", model="wrn-10-1", input_shape=(1, 16, 16), nb_classes=10, **settings
+        )
+        for settings in ({}, {"mean": [0.25], "std": [0.5]})
+    )
+    x = infected.x_test[:20]
+    np.testing.assert_allclose(normalised.predict(x), plain.predict((x - 0.25) / 0.5), atol=1e-4)
+
+
+class Pickled:
+    def __reduce__(self):
+        return (open, ("pickle_was_run", "w"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected a stored classifier"),
+        (["--model", "wrn-10-1"], "input_shape, nb_classes: got none for one of them"),
+        (["--model", "wrn-10-1", *ARCHITECTURE, "--mean", "0.5"], "mean, std: got one of them"),
+        (["--model", "no_such_module:make", *ARCHITECTURE], "expected module:factory"),
+        (["--model", "json:loads", *ARCHITECTURE], "expected module:factory"),
+        (["--model", "wrn-16-1", *ARCHITECTURE], "tensors that do not fit the model"),
+        (["--held-out", "0.95"], "--held-out: got 0.95"),
+    ],
+)
+def test_what_is_wrong_is_said_with_status_2(infected, tmp_path, capsys, arguments, message):
+    torch.save(infected.classifier.model.state_dict(), tmp_path / "suspect.pth")
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    assert purify(tmp_path / "suspect.pth", tmp_path / "clean.npz", tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_nothing_is_unpickled(infected, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": Pickled()}, tmp_path / "suspect.pth")
+    np.savez(tmp_path / "clean.npz", x=np.array([Pickled()], dtype=object), y=infected.y)
+    arguments = ["--model", "wrn-10-1", *ARCHITECTURE]
+    assert purify(tmp_path / "suspect.pth", tmp_path / "clean.npz", tmp_path / "out", *arguments) == 2
+    assert "expected a file of tensors alone" in capsys.readouterr().err
+    storage.save(tmp_path / "good", infected.classifier, "wrn-10-1")
+    assert purify(tmp_path / "good", tmp_path / "clean.npz", tmp_path / "out") == 2
+    assert not (tmp_path / "pickle_was_run").exists()
+
+
+def test_class_folders_must_be_the_models_classes(infected, model, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("cat", "dog"):
+        (tmp_path / "clean" / name).mkdir(parents=True)
+        image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "clean" / name / "1.png")
+    assert purify(model, tmp_path / "clean", tmp_path / "out") == 2
+    assert "--data: got 2 class folders, expected 10" in capsys.readouterr().err
+
+
+def test_the_model_on_disk_is_the_purified_one(infected, model, tmp_path):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *QUICK) == 0
+    purified = storage.load(tmp_path / "out.safetensors").classifier
+    assert weights(purified).keys() == weights(infected.classifier).keys()
+    assert not same_weights(purified, infected.classifier)
