@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -23,10 +24,14 @@ from art_aft.classifier import build_classifier
 from art_aft.datasets import Dataset, load, split_clean
 from art_aft.metrics import evaluate
 from art_aft.perturbations import PERTURBATIONS
-from art_aft.poisoning import AllToAll, AllToOne, BatchPoisoning, poison
+from art_aft.poisoning import AllToAll, AllToOne, BatchPoisoning, PoisonedData, poison
 from art_aft.training import Recipe, fit
 
 Row = dict[str, Any]
+
+# Input-aware's mask generator finds small masks within some 150 steps; before that its evaluation mode is far from
+# its training mode, and masks may cover the whole image.
+MASK_STEPS = 500
 
 
 def environment() -> Row:
@@ -80,6 +85,11 @@ class Infection:
         return AllToAll(nb_classes) if self.labels == "all-to-all" else AllToOne(self.target)
 
     @property
+    def benign(self) -> Infection:
+        """The same without a backdoor."""
+        return replace(self, attack="badnets", rate=0.0, per_batch=False, cover_ratio=0.0, clean_label=False)
+
+    @property
     def key(self) -> str:
         """A name for files: readable, and different for different settings."""
         facts = {**asdict(self), "data": Path(self.data).name}
@@ -100,6 +110,7 @@ class Scene:
     :param x_clean: The defender's images.
     :param y_clean: Their labels, as indices.
     :param seconds: How long the training took; None for one that was interrupted.
+    :param store: Where the classifier is stored, if it is.
     """
 
     infection: Infection
@@ -110,6 +121,7 @@ class Scene:
     x_clean: np.ndarray
     y_clean: np.ndarray
     seconds: float | None
+    store: Path | None = None
 
 
 def plant(
@@ -152,6 +164,7 @@ def plant(
         dataset.x_train[clean],
         dataset.y_train[clean],
         seconds,
+        store,
     )
 
 
@@ -169,6 +182,31 @@ def clean_subset(scene: Scene, number: int) -> tuple[np.ndarray, np.ndarray]:
     infection, dataset = scene.infection, scene.dataset
     chosen, _ = split_clean(dataset.y_train, infection.clean_share, seed=infection.seed + number)
     return dataset.x_train[chosen], dataset.y_train[chosen]
+
+
+def poisoned_data(scene: Scene) -> PoisonedData:
+    """
+    Return the training set with the backdoor in it, as a defender without clean data has it.
+
+    For victims that were poisoned afresh in every batch, it is a set poisoned once at the same ratio.
+    """
+    _, rest = split_clean(scene.dataset.y_train, scene.infection.clean_share, seed=scene.infection.seed)
+    return _poison(scene.infection, scene.dataset, rest, scene.attack, scene.labels)
+
+
+def _poison(
+    infection: Infection, dataset: Dataset, rest: np.ndarray, attack: Any, labels: AllToOne | AllToAll
+) -> PoisonedData:
+    return poison(
+        dataset.x_train[rest],
+        dataset.y_train[rest],
+        attack,
+        labels,
+        rate=infection.rate,
+        cover_rate=infection.rate * infection.cover_ratio,
+        clean_label=infection.clean_label,
+        seed=infection.seed,
+    )
 
 
 def _checkpoint(place: Path) -> Path:
@@ -227,22 +265,13 @@ def _train(
             train=partial(fit, recipe=recipe, **settings),
             steps=steps,
             rate=infection.rate,
-            mask_epochs=max(2, recipe.nb_epochs // 4),
+            mask_epochs=max(2, recipe.nb_epochs // 4, math.ceil(MASK_STEPS / max(1, len(x) // 128))),
             verbose=verbose,
         )
     elif infection.per_batch:
         poisoning = BatchPoisoning(attack, labels, rate=infection.rate, cover_ratio=infection.cover_ratio)
         fit(classifier, x, y, recipe, each_batch=poisoning, augment_last=True, **settings)
     else:
-        planted = poison(
-            x,
-            y,
-            attack,
-            labels,
-            rate=infection.rate,
-            cover_rate=infection.rate * infection.cover_ratio,
-            clean_label=infection.clean_label,
-            seed=infection.seed,
-        )
+        planted = _poison(infection, dataset, rest, attack, labels)
         fit(classifier, planted.x, planted.y, recipe, **settings)
     return classifier

@@ -97,6 +97,13 @@ class TestTriggers:
         assert triggers([0.0, 2, 3, 4, 5]).flagged() == [0]
         assert triggers([0.1, 2, 3, 4, 5]).flagged() == []
 
+    def test_the_largest_suspicious_norm_is_a_share_of_the_median(self):
+        found = triggers([30.0, 40, 99, 100, 101, 102, 103])
+        assert found.flagged() == [0, 1]
+        assert found.flagged(2.0, 0.4) == [0, 1]
+        assert found.flagged(2.0, 0.39) == [0]
+        assert found.flagged(2.0, 0.29) == []
+
     def test_with_no_deviation_a_smaller_norm_is_suspected(self):
         assert triggers([5.0, 5, 5, 1, 9]).flagged() == [3]
         assert triggers([5.0, 5, 5, 5]).flagged() == []

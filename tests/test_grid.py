@@ -1,0 +1,194 @@
+"""Grids: cells are measured once, a killed run loses none that was finished, and rows tell what was measured."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import weights
+
+from art_aft import grid as grid_module
+from art_aft import tasks
+from art_aft.classifier import features
+from art_aft.defences import AdversarialFineTuning
+from art_aft.evasion import TorchAttacksPGD
+from art_aft.grid import run_cell, run_grid
+from art_aft.infection import Infection, clean_subset, plant, poisoned_data
+from art_aft.metrics import evaluate
+from art_aft.recipes import RECIPES
+from art_aft.tasks import TASKS, Cell, defender_data
+
+BLEND = Infection(attack="blend", recipe=replace(RECIPES["digits"], nb_epochs=3))
+QUICK = {"nb_epochs": 1, "clean_epochs": 1, "max_iter": 2, "batch_size": 32, "padding": 0, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Shared by all tests, as by all runs of a person: models are trained once."""
+    return tmp_path_factory.mktemp("grid")
+
+
+@pytest.fixture(scope="module")
+def scene(folder):
+    return plant(BLEND, store=folder / "models")
+
+
+def test_a_cells_key_tells_it_from_others_but_not_where_the_data_lie():
+    cells = [
+        Cell(BLEND),
+        Cell(BLEND, subset=1),
+        Cell(BLEND, defence="aft"),
+        Cell(BLEND, defence="aft", settings={"eps": 0.1}),
+        Cell(BLEND, defence="aft", clean_data=False),
+        Cell(BLEND, task="label_matrix"),
+        Cell(replace(BLEND, seed=1)),
+    ]
+    assert len({cell.key for cell in cells}) == len(cells)
+    here, there = (Cell(replace(BLEND, data=data)) for data in ("/here/cifar10", "/there/cifar10"))
+    assert here.key == there.key
+
+
+class TestRunning:
+    def test_cells_are_measured_once_and_come_back_in_order(self, folder, scene, monkeypatch):
+        measured = []
+        monkeypatch.setitem(TASKS._entries, "count", lambda scene, cell: measured.append(cell.subset) or {"n": 1})
+        cells = [Cell(BLEND, task="count", subset=number) for number in (2, 0, 1, 0)]
+        rows = run_grid(cells[:2], folder)
+        rows = run_grid(cells, folder)
+        assert sorted(measured) == [0, 1, 2]
+        assert [row["subset"] for row in rows] == [2, 0, 1, 0]
+        assert rows == run_grid(cells, folder)
+
+    def test_a_run_that_dies_keeps_what_was_finished(self, folder, scene, monkeypatch):
+        measured, dies = [], [True]
+
+        def fragile(scene, cell):
+            if cell.subset == 2 and dies:
+                dies.clear()
+                raise RuntimeError("killed")
+            measured.append(cell.subset)
+            return {"n": cell.subset}
+
+        monkeypatch.setitem(TASKS._entries, "fragile", fragile)
+        cells = [Cell(BLEND, task="fragile", subset=number) for number in range(4)]
+        with pytest.raises(RuntimeError, match="killed"):
+            run_grid(cells, folder)
+        assert measured == [0, 1]
+        rows = run_grid(cells, folder)
+        assert measured == [0, 1, 2, 3]
+        assert [row["n"] for row in rows] == [0, 1, 2, 3]
+        assert not list(folder.rglob("*.part"))
+
+    def test_models_are_trained_once_and_before_the_cells_that_need_them(self, tmp_path, monkeypatch):
+        events = []
+        real = grid_module.plant
+
+        def watched(infection, **settings):
+            stored = (settings["store"] / f"{infection.key}.json").exists()
+            events.append((infection.seed, "found" if stored else "trained"))
+            return real(infection, **settings)
+
+        monkeypatch.setattr(grid_module, "plant", watched)
+        monkeypatch.setitem(TASKS._entries, "nothing", lambda scene, cell: {})
+        quick = replace(BLEND, recipe=replace(BLEND.recipe, nb_epochs=1))
+        infections = [quick, replace(quick, seed=1)]
+        run_grid([Cell(i, task="nothing", subset=s) for s in (0, 1) for i in infections], tmp_path)
+        assert events[:2] == [(0, "trained"), (1, "trained")]
+        assert {event for _, event in events[2:]} == {"found"}
+
+    def test_several_workers_give_the_same_rows(self, folder, scene):
+        cells = [Cell(BLEND, subset=number) for number in (10, 11)]
+        rows = run_grid(cells, folder, n_jobs=2)
+        alone = [run_cell(replace(cell, subset=cell.subset + 10), folder) for cell in cells]
+        for row, other in zip(rows, alone, strict=True):
+            assert {row[key] for key in ("acc", "asr", "ra")} == {other[key] for key in ("acc", "asr", "ra")}
+
+    def test_an_unknown_task_is_named_before_anything_is_trained(self, tmp_path):
+        with pytest.raises(ValueError, match=r"unknown task 'magic', expected one of: .*scores"):
+            run_grid([Cell(BLEND, task="magic")], tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_row_is_json_and_tells_the_cell(self, folder, scene):
+        row = run_cell(Cell(BLEND, defence="fine_tuning", settings={"nb_epochs": 1, "padding": 0}), folder)
+        assert row == json.loads(json.dumps(row))
+        assert row["infection"]["attack"] == "blend"
+        assert row["settings"] == {"nb_epochs": 1, "padding": 0}
+        assert {"versions", "device", "acc", "asr", "ra", "der", "seconds"} <= set(row)
+
+
+class TestScores:
+    def test_the_infected_model(self, folder, scene):
+        row = run_cell(Cell(BLEND), folder)
+        scores = evaluate(scene.classifier, scene.dataset.x_test, scene.dataset.y_test, scene.attack, scene.labels)
+        assert (row["acc"], row["asr"], row["ra"]) == (scores.acc, scores.asr, scores.ra)
+
+    @pytest.mark.parametrize("clean_data", [True, False])
+    def test_aft_and_its_stage_2_on_the_data_that_the_defender_has(self, folder, scene, clean_data):
+        torch.set_num_threads(1)
+        cell = Cell(BLEND, defence="aft", settings=QUICK, subset=1, clean_data=clean_data)
+        row = run_cell(cell, folder)
+        x, y = clean_subset(scene, 1) if clean_data else (poisoned_data(scene).x, poisoned_data(scene).y)
+        assert row["n_defender"] == len(x) == (120 if clean_data else 1080)
+        defence = AdversarialFineTuning(scene.classifier, mirror=False, **QUICK)
+        purified = defence(x, y=y)
+        test = (scene.dataset.x_test, scene.dataset.y_test, scene.attack, scene.labels)
+        assert row["acc"] == evaluate(purified, *test).acc
+        assert row["stage_2"]["asr"] == evaluate(defence.adversarial_classifier, *test).asr
+
+    def test_without_clean_data_the_set_is_the_one_that_the_victim_was_trained_on(self, scene):
+        """Training on it again, from the same start, gives the victim's weights."""
+        x, y = defender_data(scene, Cell(BLEND, clean_data=False))
+        again = plant(BLEND)
+        seen = {}
+
+        def fit(classifier, x, y, recipe, **_):
+            seen.update(x=x, y=y)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("art_aft.infection.fit", fit)
+            plant(BLEND)
+        np.testing.assert_array_equal(seen["x"], x)
+        np.testing.assert_array_equal(seen["y"], y)
+        assert weights(again.classifier).keys() == weights(scene.classifier).keys()
+
+
+class TestOtherTasks:
+    def test_the_matrix_counts_every_image_once(self, folder, scene):
+        row = run_cell(Cell(BLEND, task="label_matrix", settings={"n_images": 200, "eps": 0.1, "max_iter": 3}), folder)
+        counts = np.array(row["counts"])
+        chosen = np.random.default_rng(0).permutation(1200)[:200]
+        x, y = scene.dataset.x_train[chosen], scene.dataset.y_train[chosen]
+        np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(y, minlength=10))
+        fallen = scene.classifier.predict(
+            TorchAttacksPGD(scene.classifier, eps=0.1, max_iter=3, precision="auto").generate(x, y)
+        ).argmax(axis=1)
+        assert abs(np.mean(fallen == 0) - row["target_share"]) <= 0.01
+        assert row["target_share_of_others"] == pytest.approx(counts[1:, 0].sum() / counts[1:].sum())
+        assert row["adversarial_success"] == pytest.approx(1 - np.trace(counts) / 200)
+
+    def test_feature_distances_against_numpy(self, folder, scene):
+        settings = {"n_images": 40, "eps": 0.1, "max_iter": 2, "precision": "float32"}
+        row = run_cell(Cell(BLEND, task="feature_distance", settings=settings), folder)
+        benign = plant(BLEND.benign, store=folder / "models")
+        chosen = np.random.default_rng(0).permutation(1200)[:40]
+        x, y = scene.dataset.x_train[chosen], scene.dataset.y_train[chosen]
+        triggered = scene.attack.perturbation(x)
+        for name, victim, extractor in (
+            ("distance_infected", scene, scene),
+            ("distance_benign", benign, scene),
+            ("distance_benign_features", benign, benign),
+        ):
+            examples = TorchAttacksPGD(victim.classifier, eps=0.1, max_iter=2, precision="float32").generate(x, y)
+            maps = [features(extractor.classifier, images).reshape(40, -1) for images in (triggered, examples)]
+            expected = np.sqrt(((maps[0] - maps[1]) ** 2).sum(axis=1)).mean()
+            assert row[name] == pytest.approx(expected, rel=1e-4)
+
+    def test_the_benign_model_has_no_backdoor(self, folder):
+        benign = plant(BLEND.benign, store=folder / "models")
+        assert not poisoned_data(benign).is_poisoned.any()
+
+
+def test_every_task_is_described():
+    assert all(task.__doc__ for task in TASKS.values())
+    assert tasks.COMPARED_WITH_BENIGN == ("feature_distance",)
