@@ -394,6 +394,15 @@ class TestLeavingThingsAlone:
         with untouched(classifier):
             head.predict(x, head.inputs(x))
 
+    def test_a_model_that_draws_random_numbers_moves_no_global_generator(self):
+        class Noisy(TinyNet):
+            def forward(self, x):
+                return super().forward(x + 1e-3 * torch.rand_like(x))
+
+        classifier, (x, _) = build_classifier(Noisy(), input_shape=SHAPE, nb_classes=NB_CLASSES), tiny_data(6)
+        with untouched(classifier):
+            Head(classifier, x).activations(x)
+
     def test_cutting_changes_no_flag_and_no_gradient(self):
         classifier, (x, _) = self.victim(), tiny_data(6)
         head = Head(classifier, x)

@@ -111,12 +111,14 @@ class TestTriggers:
     def test_stamping_mixes_image_and_pattern_by_the_mask_of_the_label(self):
         found = triggers([3.0, 2, 1], labels=[4, 0, 2])
         x = np.random.default_rng(0).random((5, 3, 2, 2), dtype=np.float32)
-        stamped = found.stamp(x, 2)
-        assert stamped.dtype == np.float32
-        for image, result in zip(x, stamped, strict=True):
-            for channel in range(3):
-                mask, pattern = found.masks[2, 0], found.patterns[2, channel]
-                np.testing.assert_allclose(result[channel], image[channel] + mask * (pattern - image[channel]))
+        for row, label in enumerate((4, 0, 2)):
+            stamped = found.stamp(x, label)
+            assert stamped.dtype == np.float32
+            for image, result in zip(x, stamped, strict=True):
+                for channel in range(3):
+                    mask, pattern = found.masks[row, 0], found.patterns[row, channel]
+                    expected = image[channel] + mask * (pattern - image[channel])
+                    np.testing.assert_allclose(result[channel], expected, rtol=1e-5)
 
     def test_anomaly_indices_are_those_of_the_norms(self):
         found = triggers([3.0, 2, 8, 1])

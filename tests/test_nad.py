@@ -191,6 +191,17 @@ class TestLayers:
         expected = ["features.0", "features.5", "features.8"]
         assert attention_layers(named(Vgg()), images()) == expected
 
+    def test_a_part_that_runs_twice_counts_as_late_as_it_ends(self):
+        class Twice(TinyNet):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = (torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+            def forward(self, x):
+                return x.mean(dim=(2, 3)) @ torch.ones(3, NB_CLASSES) + self.first(self.second(self.first(x))).mean()
+
+        assert attention_layers(named(Twice()), images()) == ["first"]
+
     def test_given_ones_come_back_in_their_order(self):
         classifier = named("wrn-10-1")
         chosen = ("group3", "conv1", "group2.0.conv1")
