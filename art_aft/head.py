@@ -26,7 +26,7 @@ class Head:
     :param x: A few images of shape (N, *input_shape), to see in which order the layers run.
     :param layer: The name of the layer, as in `named_modules`; None finds it. A network that ends in a convolution
         is read by that one.
-    :raises ValueError: If there is no such layer, or what it reads does not come in channels.
+    :raises ValueError: If there is no such layer.
     """
 
     def __init__(self, classifier: PyTorchClassifier, x: np.ndarray, layer: str | None = None) -> None:
@@ -50,12 +50,7 @@ class Head:
         #: Whether the layer's output is the model's, so that nothing else needs to run again after a cut.
         self.is_last = result.shape == logits.shape and bool(torch.equal(result.float(), logits))
         self.pruned: list[int] = []
-        width = self.layer.weight.shape[1]
-        if width % self.nb_channels:
-            raise ValueError(
-                f"layer: {self.name!r} reads {width} values of {self.nb_channels} channels, expected a multiple"
-            )
-        self._columns = width // self.nb_channels
+        self._columns = self.layer.weight.shape[1] // self.nb_channels
 
     def _run(self, x: np.ndarray) -> torch.Tensor:
         clip_values = check_clip_values("clip_values", self.classifier.clip_values)
@@ -123,20 +118,31 @@ def _reader(
 ) -> tuple[str, torch.Tensor, int]:
     """Return the name and output of the layer that reads the last convolution, and the number of channels."""
     order = [entry[0] for entry in ran]
-    convolutions = [i for i, entry in enumerate(order) if isinstance(layers[entry], torch.nn.Conv2d)]
+    convolutions = [place for place, entry in enumerate(order) if isinstance(layers[entry], torch.nn.Conv2d)]
     if name is not None:
         if name not in order:
             raise ValueError(f"layer: got {name!r}, which the model does not run, expected one of: {', '.join(order)}")
         place = order.index(name)
-        before = [i for i in convolutions if i < place]
-        width = layers[name].weight.shape[1]
-        channels = layers[order[before[-1]]].out_channels if before else width
-        return *ran[place], channels if width % channels == 0 else width
-    if not convolutions:
+    elif not convolutions:
         raise ValueError("classifier.model: got a model without a 2-dimensional convolution, expected one")
-    last = convolutions[-1]
-    if last == len(ran) - 1:  # the convolution is the head itself
-        if len(convolutions) < 2:
-            raise ValueError("classifier.model: got a single convolution and nothing that reads it, expected more")
-        return *ran[last], layers[order[convolutions[-2]]].out_channels
-    return *ran[last + 1], layers[order[last]].out_channels
+    elif convolutions[-1] < len(ran) - 1:
+        place = convolutions[-1] + 1
+    elif len(convolutions) > 1:
+        place = convolutions[-1]  # the network ends in a convolution, which is the head itself
+    else:
+        raise ValueError("classifier.model: got a single convolution and nothing that reads it, expected more")
+    width = layers[order[place]].weight.shape[1]
+    reads_maps = isinstance(layers[order[place]], torch.nn.Linear) and place - 1 in convolutions
+    return *ran[place], _channels(width, ran[place - 1][1]) if reads_maps else width
+
+
+def _channels(width: int, maps: torch.Tensor) -> int:
+    """
+    Return the number of channels in what a linear layer reads of a convolution's maps.
+
+    Flattened maps have a column for each position, perhaps after pooling. Otherwise, as where maps are averaged, or
+    joined with others first (DenseNet), each column is a channel.
+    """
+    channels, height, length = maps.shape[1:]
+    pooled = {(height // factor) * (length // factor) for factor in range(1, min(height, length) + 1)}
+    return channels if width % channels == 0 and width // channels in pooled else width

@@ -14,12 +14,13 @@ from art_aft.batches import batch_sizes
 from art_aft.checks import check_choice, check_clip_values, check_integer, check_number
 from art_aft.classifier import check_data
 from art_aft.devices import PRECISIONS
+from art_aft.metrics import anomaly_indices
 from art_aft.pixel_module import borrow
 from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 
 # tanh reaches -1 and 1 in float32; with this, masks and patterns stay inside (0, 1) and can be inverted.
-_INSIDE = 1e-7
+_INSIDE = 1e-6
 
 # Pixels in flight, over all classes of a step: a gigabyte or so in a network like WRN-16-1.
 _MEMORY = 4_000_000
@@ -143,7 +144,7 @@ class Triggers:
     :param masks: In (0, 1), of shape (K, 1, H, W), or (K, H, W, 1) where channels come last.
     :param patterns: In `clip_values`, of shape (K, *input_shape).
     :param norms: The masks' norms, of shape (K,).
-    :param success: The share of images, in [0, 1], that each trigger carried over when it was noted.
+    :param success: The share of images, in [0, 1], that each trigger carries over.
     :param steps: How many steps each took.
     """
 
@@ -177,21 +178,6 @@ class Triggers:
         return [int(self.labels[row]) for row in np.argsort(self.norms, kind="stable") if small[row]]
 
 
-def anomaly_indices(norms: np.ndarray) -> np.ndarray:
-    """
-    Return how far numbers lie from their median, in units of the median absolute deviation times 1.4826.
-
-    :param norms: Numbers of shape (K,).
-    :return: Indices of shape (K,), at least 0. Where more than half of the numbers are the same, the deviation is 0:
-        these have index 0, and all others infinity.
-    """
-    distances = np.abs(norms - np.median(norms))
-    deviation = 1.4826 * np.median(distances)
-    same = np.isclose(distances, 0, atol=1e-9 * max(1.0, float(np.abs(norms).max())))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(same, 0.0, distances / deviation)
-
-
 def invert_triggers(
     classifier: PyTorchClassifier,
     x: np.ndarray,
@@ -213,6 +199,8 @@ def invert_triggers(
     recipe = recipe or InversionRecipe()
     x, _ = check_data(classifier, x, np.zeros(np.shape(x)[:1]))
     chosen = list(range(classifier.nb_classes)) if labels is None else list(labels)
+    if not chosen:
+        raise ValueError("labels: got none, expected at least one")
     for label in chosen:
         if check_integer("labels", label, 0) >= classifier.nb_classes:
             raise ValueError(f"labels: got {label}, expected labels below {classifier.nb_classes}")
@@ -252,7 +240,7 @@ def _invert_together(
     optimizer = torch.optim.Adam([raw_masks, raw_patterns], lr=recipe.learning_rate, betas=(0.5, 0.9))
     controllers = [CostController(recipe) for _ in labels]
     best = [value.detach().clone() for value in (_squash(raw_masks), _squash(raw_patterns))]
-    success, steps = np.zeros(len(labels)), np.zeros(len(labels), dtype=int)
+    steps = np.zeros(len(labels), dtype=int)
     order = torch.Generator().manual_seed(recipe.seed)
     count = min(recipe.images_per_step, len(images))
     for _ in range(recipe.steps):
@@ -282,13 +270,19 @@ def _invert_together(
             improved = controllers[row].update(share, norm)
             # As long as no trigger has worked, the latest is what there is.
             if improved or controllers[row].best == float("inf"):
-                success[row] = share
                 for kept, value in zip(best, now, strict=True):
                     kept[row] = value[row]
         bar.n = bar.n + sum(controllers[row].stopped for row in active)
         bar.set_postfix(step=int(steps.max()), refresh=True)
     bar.update(sum(not controller.stopped for controller in controllers))
-    return best[0].cpu().numpy(), best[1].cpu().numpy(), success, steps
+    # A step's share is that of a trigger on the move; this is the kept one's.
+    hits = torch.zeros(len(labels), device=device)
+    wanted = torch.tensor(labels, device=device)[:, None]
+    with torch.no_grad():
+        for index in torch.arange(count).split(recipe.batch_size):
+            stamped = (1 - best[0][:, None]) * images[index.to(device)] + best[0][:, None] * best[1][:, None]
+            hits += (module(stamped.flatten(0, 1)).argmax(dim=1).view(len(labels), -1) == wanted).sum(dim=1)
+    return best[0].cpu().numpy(), best[1].cpu().numpy(), (hits / count).cpu().numpy(), steps
 
 
 def _start(label: int, shape: tuple[int, ...], channels_first: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,4 +297,4 @@ def _start(label: int, shape: tuple[int, ...], channels_first: bool, seed: int) 
 
 def _squash(raw: torch.Tensor) -> torch.Tensor:
     """Return values in (0, 1)."""
-    return torch.tanh(raw) / (2 + _INSIDE) + 0.5
+    return torch.tanh(raw) * (0.5 - _INSIDE) + 0.5

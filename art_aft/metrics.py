@@ -158,3 +158,18 @@ def target_share(y_true: np.ndarray, y_predicted: np.ndarray, labels: LabelMap) 
     if not others.any():
         raise ValueError("y_true: got only images that have the attacker's label already, expected some others")
     return float(np.mean(predicted[others] == wanted[others]))
+
+
+def anomaly_indices(norms: np.ndarray) -> np.ndarray:
+    """
+    Return how far numbers lie from their median, in units of the median absolute deviation times 1.4826.
+
+    :param norms: Numbers of shape (K,).
+    :return: Indices of shape (K,), at least 0. Where more than half of the numbers are the same, the deviation is 0:
+        these have index 0, and all others infinity.
+    """
+    distances = np.abs(norms - np.median(norms))
+    deviation = 1.4826 * np.median(distances)
+    same = np.isclose(distances, 0, atol=1e-9 * max(1.0, float(np.abs(norms).max())))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(same, 0.0, distances / deviation)

@@ -122,6 +122,27 @@ class TwoSources(torch.nn.Module):
         return self.fc(torch.cat([self.conv(x).mean(dim=(2, 3)), x.mean(dim=(2, 3))], dim=1))
 
 
+class Dense(torch.nn.Module):
+    """As in DenseNet, the last convolution adds 4 channels to 8, and the linear layer reads the means of all 12."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3, padding=1)
+        self.fc = torch.nn.Linear(12, NB_CLASSES)
+
+    def forward(self, x):
+        maps = torch.relu(self.first(x))
+        return self.fc(torch.cat([maps, torch.relu(self.second(maps))], dim=1).mean(dim=(2, 3)))
+
+
+class Hidden(torch.nn.Sequential):
+    """A second linear layer, which reads hidden units and no channels."""
+
+    def __init__(self) -> None:
+        pool = [torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+        super().__init__(*pool, torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, NB_CLASSES))
+
+
 def logits_of(model, maps):
     """What the model makes of its last feature maps: the package's models pool them and have one linear layer."""
     return model.head(maps) if hasattr(model, "head") else model.fc(maps.mean(dim=(2, 3)))
@@ -449,7 +470,9 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^classifier\.model: got a single convolution and nothing that reads it"):
             Head(self.build(pool), tiny_data(2)[0])
 
-    def test_what_does_not_come_in_channels_is_refused(self):
-        message = r"^layer: 'fc' reads 11 values of 8 channels, expected a multiple"
-        with pytest.raises(ValueError, match=message):
-            Head(self.build(TwoSources()), tiny_data(2)[0])
+    @pytest.mark.parametrize(("model", "layer"), [(TwoSources, None), (Dense, None), (Hidden, "5")])
+    def test_where_maps_are_not_flattened_every_column_is_a_channel(self, model, layer):
+        head = Head(self.build(model()), tiny_data(2)[0], layer)
+        assert head.nb_channels == head.layer.weight.shape[1]
+        inputs = head.inputs(tiny_data(2)[0])
+        np.testing.assert_allclose(head.activations(tiny_data(2)[0]), inputs, atol=1e-6)

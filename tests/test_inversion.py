@@ -408,7 +408,7 @@ class TestKnownTrigger:
         np.testing.assert_array_equal(np.unique(classifier.predict(x).argmax(axis=1)), [0, 2, 3])
         for row, label in enumerate(found.labels):
             carried = np.mean(classifier.predict(found.stamp(x, label)).argmax(axis=1) == label)
-            assert found.success[row] >= 0.99
+            assert found.success[row] == pytest.approx(carried, abs=0.02)
             # The mask is noted as the step has left it, which may have made it a little too small.
             assert carried > 0.6
 
@@ -567,9 +567,9 @@ class TestSteps:
         """One label, all images in each step: Adam on the mean cross entropy plus cost times norm."""
         raw_mask, raw_pattern = (part.requires_grad_() for part in _start(label, SHAPE, True, recipe.seed))
         optimizer = torch.optim.Adam([raw_mask, raw_pattern], lr=recipe.learning_rate, betas=(0.5, 0.9))
-        controller, kept, share = CostController(recipe), None, 0.0
+        controller, kept = CostController(recipe), None
         for _ in range(recipe.steps):
-            mask, pattern = torch.tanh(raw_mask) / 2 + 0.5, torch.tanh(raw_pattern) / 2 + 0.5
+            mask, pattern = (torch.tanh(raw) * (0.5 - 1e-6) + 0.5 for raw in (raw_mask, raw_pattern))
             logits = model((1 - mask) * x + mask * pattern)
             target = torch.full((len(x),), label)
             norm = mask.sum() if recipe.norm == 1 else mask.square().sum().sqrt()
@@ -578,11 +578,12 @@ class TestSteps:
             loss.backward()
             optimizer.step()
             success = (logits.argmax(dim=1) == target).float().mean().item()
-            mask, pattern = (torch.tanh(raw.detach()) / 2 + 0.5 for raw in (raw_mask, raw_pattern))
+            mask, pattern = (torch.tanh(raw.detach()) * (0.5 - 1e-6) + 0.5 for raw in (raw_mask, raw_pattern))
             norm = mask.sum() if recipe.norm == 1 else mask.square().sum().sqrt()
             if controller.update(success, norm.item()) or controller.best == float("inf"):
-                kept, share = (mask, pattern), success
-        return *kept, share
+                kept = mask, pattern
+        carried = model((1 - kept[0]) * x + kept[0] * kept[1]).argmax(dim=1) == label
+        return *kept, carried.float().mean().item()
 
     @pytest.mark.parametrize("norm", [1, 2])
     @pytest.mark.parametrize("success", [0.2, 1.0])
@@ -633,11 +634,11 @@ class TestSteps:
         classifier = build_classifier(Watching(), input_shape=(1, 6, 6), nb_classes=4)
         recipe = dataclasses.replace(SHORT, steps=2, images_per_step=20, batch_size=8)
         invert_triggers(classifier, x, recipe, labels=[1, 2])
-        assert seen == [16, 16, 8, 16, 16, 8]
+        assert seen == 3 * [16, 16, 8]  # the last pass measures what was kept
         seen.clear()
         # All of them, where there are fewer.
         invert_triggers(classifier, x[:10], recipe, labels=[1, 2])
-        assert seen == [16, 4, 16, 4]
+        assert seen == 3 * [16, 4]
 
     def test_memory_bounds_how_many_labels_share_a_batch(self, monkeypatch):
         monkeypatch.setattr("art_aft.inversion._MEMORY", 2 * 10 * 36)
@@ -650,11 +651,13 @@ class TestSteps:
 
         classifier = build_classifier(Watching(), input_shape=(1, 6, 6), nb_classes=4)
         invert_triggers(classifier, pixel_images(10), dataclasses.replace(SHORT, steps=1), labels=[0, 1, 2])
-        assert sizes == [20, 10]
+        assert sizes == [20, 20, 10, 10]  # a step, and the measurement of what was kept
 
 
 class TestErrors:
-    @pytest.mark.parametrize(("labels", "error"), [([4], ValueError), ([0, -1], ValueError), ([0.5], TypeError)])
+    @pytest.mark.parametrize(
+        ("labels", "error"), [([4], ValueError), ([0, -1], ValueError), ([0.5], TypeError), ([], ValueError)]
+    )
     def test_labels_out_of_range_are_refused(self, labels, error):
         classifier, (x, _) = tiny_classifier(), tiny_data(4)
         with untouched(classifier), pytest.raises(error, match=r"^labels: got "):
@@ -677,4 +680,5 @@ class TestErrors:
 
 def test_the_numbers_behind_a_mask_are_squashed_into_0_to_1():
     raw = torch.linspace(-8, 8, 101)
-    torch.testing.assert_close(_squash(raw), torch.sigmoid(2 * raw), atol=1e-6, rtol=0)
+    torch.testing.assert_close(_squash(raw), torch.sigmoid(2 * raw), atol=2e-6, rtol=0)
+    assert 0 < _squash(torch.tensor(-50.0)) < _squash(torch.tensor(50.0)) < 1

@@ -260,12 +260,15 @@ class TestOneSearch:
         defence(x, y=y)
         defence(x, transformed_classifier=tiny_classifier(seed=1), y=y)
         assert len(counted) == 2
+        defence.detect(x)
+        assert len(counted) == 3
+        # Statistics are weights too.
         with torch.no_grad():
             classifier.model.bn.running_mean[0] += 0.1
         defence.detect(x)
-        assert len(counted) == 3
+        assert len(counted) == 4
         defence.detect(x)
-        assert len(counted) == 3
+        assert len(counted) == 4
 
     @pytest.mark.parametrize(
         "settings", [{"steps": 3}, {"inversion_learning_rate": 0.2}, {"seed": 4}, {"init_cost": 0.1}]
@@ -873,3 +876,33 @@ class TestPredicting:
         copied.top_indices.append(1)
         assert classifier.top_indices == []
         assert copy.copy(classifier.recipe) == classifier.recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("inversion_batch_size", 0), ("inversion_learning_rate", 0.0), ("attack_success_threshold", 2.0)],
+)
+def test_errors_name_the_setting_that_was_given(setting, value):
+    with pytest.raises(ValueError, match=f"^{setting}: got"):
+        NeuralCleanse(tiny_classifier(), **{setting: value})
+
+
+class TestEstimatorSettings:
+    @pytest.mark.parametrize(("setting", "value"), [("attack_success_threshold", 2.0), ("norm", 1.5), ("norm", np.inf)])
+    def test_impossible_ones_are_refused(self, setting, value):
+        with pytest.raises(ValueError, match=f"^{setting}: got"):
+            PyTorchNeuralCleanse.from_classifier(tiny_classifier(), **{setting: value})
+
+    def test_set_params_checks_and_leaves_all_as_it_was_on_an_error(self):
+        classifier = PyTorchNeuralCleanse.from_classifier(tiny_classifier(), steps=7)
+        with pytest.raises(ValueError, match=r"^steps: got 0"):
+            classifier.set_params(patience=3, steps=0)
+        assert (classifier.steps, classifier.patience) == (7, 5)
+        classifier.set_params(patience=3)
+        assert classifier.patience == 3
+
+    def test_a_clone_for_refitting_has_them(self):
+        classifier = PyTorchNeuralCleanse.from_classifier(tiny_classifier(momentum=0.9), steps=7)
+        again = classifier.clone_for_refitting()
+        assert (again.clip_values == classifier.clip_values).all()
+        assert again.steps == 7

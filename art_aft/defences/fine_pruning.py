@@ -62,6 +62,8 @@ class FinePruning(Tuning, Purification):
             raise ValueError("held_out: got 1, expected a share below 1")
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
+        if len(x) < 2:
+            raise ValueError(f"x: got {len(x)} image, expected at least two: one decides when to stop")
         head = Head(classifier, x, self.layer)
         order = np.random.default_rng(self._stream(0)).permutation(len(x))
         size = min(max(1, round(self.held_out * len(x))), len(x) - 1)
@@ -76,7 +78,7 @@ class FinePruning(Tuning, Purification):
         self.accuracy_curve = [float(np.mean(head.predict(x_held, inputs) == y_held))]
         # A share that is a whole number of images must not fall to the side of a rounding error.
         lowest = self.accuracy_curve[0] - self.max_drop - 1e-9
-        for channel in np.argsort(activity, kind="stable")[: int(self.max_pruned * head.nb_channels)]:
+        for channel in np.argsort(activity, kind="stable")[: int(self.max_pruned * head.nb_channels + 1e-9)]:
             weights = head.cut(int(channel))
             self.accuracy_curve.append(float(np.mean(head.predict(x_held, inputs) == y_held)))
             if self.accuracy_curve[-1] < lowest:

@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_choice, check_clip_values, check_number
+from art_aft.checks import check_choice, check_clip_values, check_integer, check_number
 from art_aft.classifier import check_data, predict_labels
 from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.head import Head
@@ -101,6 +101,9 @@ class NeuralCleanse(Tuning, Purification):
 
     def _check_params(self) -> None:
         super()._check_params()
+        check_integer("inversion_batch_size", self.inversion_batch_size, 1)
+        check_number("inversion_learning_rate", self.inversion_learning_rate, minimum=0.0, above=True)
+        check_number("attack_success_threshold", self.attack_success_threshold, minimum=0.0, maximum=1.0, above=True)
         check_choice("mitigation", self.mitigation, ("unlearning", "pruning"))
         check_number("anomaly_threshold", self.anomaly_threshold)
         check_number("largest_suspect", self.largest_suspect, minimum=0.0, maximum=1.0, above=True)
@@ -226,7 +229,7 @@ def prune(
     if not telling.any():
         return []
     inputs = head.inputs(stamped)
-    for channel in order[: int(max_pruned * head.nb_channels)]:
+    for channel in order[: int(max_pruned * head.nb_channels + 1e-9)]:
         if np.mean((head.predict(stamped, inputs) == aims)[telling]) < until:
             break
         head.cut(int(channel))

@@ -21,6 +21,8 @@ from art_aft.training import Recipe
 logger = logging.getLogger(__name__)
 
 MITIGATIONS = ("unlearning", "pruning", "filtering")
+_SEARCH = ("steps", "init_cost", "norm", "learning_rate", "attack_success_threshold", "patience", "early_stop")
+SETTINGS = (*_SEARCH, "early_stop_threshold", "early_stop_patience", "cost_multiplier", "batch_size")
 
 
 class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
@@ -62,20 +64,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
     :raises ValueError: If a number is out of its range.
     """
 
-    estimator_params = [
-        *PyTorchClassifier.estimator_params,
-        "steps",
-        "init_cost",
-        "norm",
-        "learning_rate",
-        "attack_success_threshold",
-        "patience",
-        "early_stop",
-        "early_stop_threshold",
-        "early_stop_patience",
-        "cost_multiplier",
-        "batch_size",
-    ]
+    estimator_params = [*PyTorchClassifier.estimator_params, *SETTINGS]
 
     def __init__(
         self,
@@ -131,7 +120,6 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         self.recipe = recipe or Recipe(seed=seed, precision=precision)
         self.detection: Detection | None = None
         self._inversion()
-        check_classifier("classifier", self)
 
     @classmethod
     def from_classifier(cls, classifier: PyTorchClassifier, **settings: Any) -> PyTorchNeuralCleanse:
@@ -149,13 +137,28 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         wrapped._model.eval()
         return wrapped
 
+    def set_params(self, **kwargs: Any) -> None:
+        """
+        Change settings, checked; on an error all stay as they were.
+
+        :raises ValueError: If a setting is unknown or out of its range.
+        """
+        before = {name: getattr(self, name) for name in kwargs if name in self.estimator_params and hasattr(self, name)}
+        super().set_params(**kwargs)
+        try:
+            self._inversion()
+        except (TypeError, ValueError):
+            super().set_params(**before)
+            raise
+
     def _inversion(self) -> InversionRecipe:
+        check_number("attack_success_threshold", self.attack_success_threshold, minimum=0.0, maximum=1.0, above=True)
         return InversionRecipe(
             steps=self.steps,
             images_per_step=self.images_per_step,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            norm=int(self.norm),
+            norm=self.norm,
             init_cost=self.init_cost,
             success=self.attack_success_threshold,
             patience=self.patience,

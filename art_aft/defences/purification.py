@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import abc
-import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from art.defences.transformer import Transformer
@@ -19,7 +19,23 @@ from art_aft.rng import isolated_rng
 from art_aft.training import Recipe
 
 
-class Purification(Transformer):
+class _WithPresets(abc.ABCMeta):
+    """Fills in a preset before the constructor runs: only then it is known what else was given."""
+
+    if not TYPE_CHECKING:  # which knows the constructor better
+
+        def __call__(cls, *arguments, **settings):
+            if settings.get("preset") is not None:
+                settings = {**cls._preset(settings["preset"]), **settings}
+            return super().__call__(*arguments, **settings)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        constructor = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return constructor.replace(parameters=list(constructor.parameters.values())[1:])
+
+
+class Purification(Transformer, metaclass=_WithPresets):
     """
     A defence that removes a backdoor from a trained classifier.
 
@@ -202,27 +218,4 @@ NAD_RELEASE: Mapping[str, Any] = {
 }
 
 DEFENCES: Registry[type[Purification]] = Registry("defence")
-D = TypeVar("D", bound=Purification)
-
-
-def register(name: str) -> Callable[[type[D]], type[D]]:
-    """
-    Return a decorator that registers a defence under a name and has its constructor take presets.
-
-    :param name: The name, as the command line spells it.
-    :raises ValueError: If another defence already has this name.
-    """
-
-    def decorate(cls: type[D]) -> type[D]:
-        plain = cls.__init__
-
-        @functools.wraps(plain)
-        def with_preset(self: D, *arguments: Any, **settings: Any) -> None:
-            chosen = cls._preset(settings["preset"]) if settings.get("preset") is not None else {}
-            plain(self, *arguments, **{**chosen, **settings})
-
-        cls.__init__ = with_preset  # type: ignore[assignment]
-        DEFENCES.register(name)(cls)
-        return cls
-
-    return decorate
+register = DEFENCES.register
