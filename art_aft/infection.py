@@ -24,6 +24,7 @@ from art_aft.classifier import build_classifier
 from art_aft.datasets import Dataset, load, split_clean
 from art_aft.metrics import evaluate
 from art_aft.perturbations import PERTURBATIONS
+from art_aft.pixels import to_float
 from art_aft.poisoning import AllToAll, AllToOne, BatchPoisoning, PoisonedData, poison
 from art_aft.training import Recipe, fit
 
@@ -61,6 +62,8 @@ class Infection:
     :param per_batch: Whether every batch is poisoned afresh, else a set is poisoned once.
     :param cover_ratio: How many cover images for each poisoned one, for attacks that have them.
     :param clean_label: Whether only images of the target class are poisoned, and keep their label.
+    :param normalise: Whether the classifier reduces pixels by their mean and deviation over the training images, by
+        channel, as the releases of WaNet and Input-aware do on CIFAR-10.
     :param seed: The seed of the split, the poisoning, the weights and the training.
     """
 
@@ -75,6 +78,7 @@ class Infection:
     per_batch: bool = False
     cover_ratio: float = 0.0
     clean_label: bool = False
+    normalise: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -222,6 +226,12 @@ def _shape_settings(infection: Infection, dataset: Dataset) -> Row:
     return {"clip_values": dataset.clip_values, "in_channels": channels, "seed": infection.seed, **sizes}
 
 
+def _mean_and_deviation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both by channel, of images in [0, 1], from at most 10,000 of them."""
+    few = to_float(x[:: -(-len(x) // 10_000)], (0.0, 1.0))
+    return few.mean(axis=(0, 2, 3), dtype=np.float64), few.std(axis=(0, 2, 3), dtype=np.float64)
+
+
 def _train(
     infection: Infection,
     dataset: Dataset,
@@ -246,6 +256,7 @@ def _train(
         nb_classes=dataset.nb_classes,
         clip_values=dataset.clip_values,
         seed=infection.seed,
+        **({"preprocessing": _mean_and_deviation(x)} if infection.normalise else {}),
     )
     if verbose and place:
         few = np.random.default_rng(infection.seed).permutation(len(dataset.y_test))[:1000]

@@ -7,7 +7,7 @@ A classifier as a plain module from pixels to logits, in the precision and memor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from art_aft.checks import check_choice, check_clip_values
 from art_aft.devices import PRECISIONS, has_bfloat16_units
 from art_aft.rng import isolated_rng
+from art_aft.small_maps import SmallMaps
 
 
 class PixelModule(torch.nn.Module):
@@ -66,7 +67,8 @@ class PixelModule(torch.nn.Module):
         x = self.preprocess(x)
         if self.channels_last_memory and self.channels_first:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+        small_maps = SmallMaps() if self.bfloat16 and x.device.type == "cpu" else nullcontext()
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16), small_maps:
             logits = self.model(x)
         return logits.float()
 

@@ -13,7 +13,7 @@ from art_aft.infection import Infection
 from art_aft.perturbations import PERTURBATIONS
 from art_aft.recipes import RECIPES
 
-INFECTION = ("attack", "data", "model", "labels", "target", "rate", "clean_share", "per_batch", "cover_ratio", "seed")
+INFECTION = ("attack", "data", "model", "labels", "target", "rate", "clean_share", "per_batch", "cover_ratio", "normalise", "seed")
 
 
 def add_infection(command: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_infection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clean-share", type=float, default=0.05, help="what the defender has (default: %(default)s)")
     command.add_argument("--per-batch", action="store_true", help="poison every batch afresh, as WaNet's release")
     command.add_argument("--cover-ratio", type=float, default=0.0, help="covers for each poisoned image")
+    command.add_argument("--normalise", action="store_true", help="reduce pixels by mean and deviation, as releases do")
     command.add_argument("--seed", type=int, default=0, help="the seed of everything (default: %(default)s)")
     command.add_argument("--store", type=Path, default=Path("art-aft-models"), help="where models go")
     command.add_argument("--rows", type=Path, help="a JSON file of result rows to add to")
@@ -42,8 +43,9 @@ def read_infection(options: argparse.Namespace) -> tuple[Infection, str]:
         recipe = replace(recipe, nb_epochs=options.epochs)
     infection = Infection(recipe=recipe, **{name: getattr(options, name) for name in INFECTION})
     shown = {**vars(options), "data": Path(options.data).name}
-    flags = [f"--{name.replace('_', '-')} {shown[name]}" for name in INFECTION if name != "per_batch"]
-    flags += [f"--recipe {options.recipe}"] + ["--per-batch"] * options.per_batch
+    switches = [name for name in INFECTION if isinstance(shown[name], bool)]
+    flags = [f"--{name.replace('_', '-')} {shown[name]}" for name in INFECTION if name not in switches]
+    flags += [f"--recipe {options.recipe}", *(f"--{name.replace('_', '-')}" for name in switches if shown[name])]
     flags += [] if options.epochs is None else [f"--epochs {options.epochs}"]
     return infection, " ".join(flags)
 
