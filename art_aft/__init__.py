@@ -7,13 +7,16 @@ from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.metrics import Scores, evaluate
 from art_aft.poisoning import AllToAll, AllToOne, PoisonedData, poison
+from art_aft.scan import BackdoorScan, ScanReport
 
 __all__ = [
     "AdversarialFineTuning",
     "AdversarialFineTuningTrainer",
     "AllToAll",
     "AllToOne",
+    "BackdoorScan",
     "PoisonedData",
+    "ScanReport",
     "Scores",
     "TorchAttacksPGD",
     "build_classifier",

@@ -250,13 +250,14 @@ def _train(
         "description": f"{infection.attack}: train the victim",
         "checkpoint": _checkpoint(place) if place else None,
     }
+    reduction: Row = {"preprocessing": _mean_and_deviation(x)} if infection.normalise else {}
     classifier = build_classifier(
         infection.model,
         input_shape=dataset.input_shape,
         nb_classes=dataset.nb_classes,
         clip_values=dataset.clip_values,
         seed=infection.seed,
-        **({"preprocessing": _mean_and_deviation(x)} if infection.normalise else {}),
+        **reduction,
     )
     if verbose and place:
         few = np.random.default_rng(infection.seed).permutation(len(dataset.y_test))[:1000]

@@ -14,6 +14,7 @@ from art_aft.defences.neural_cleanse import Detection
 from art_aft.experiment import DEMO_EPS, Row, Scene, adversarial_examples
 from art_aft.metrics import label_matrix
 from art_aft.perturbations import stamp
+from art_aft.scan import ScanReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,6 +131,33 @@ def trigger_picture(detection: Detection, path: Path) -> None:
         upper.set_title(
             f"label {label}\nnorm {norm:.1f}\nindex {index:.1f}", fontsize=9, color="tab:red" if suspected else "black"
         )
+    figure.savefig(path, dpi=110)
+
+
+def scan_picture(report: ScanReport, path: Path) -> None:
+    """
+    Draw what a scan found: each sign's numbers, and the labels of the adversarial examples.
+
+    :param report: The report.
+    :param path: Where the PNG goes.
+    :raises ImportError: If matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * (len(report.signs) + 1), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(report.signs) + 1)
+    for axis, sign in zip(axes, report.signs, strict=False):
+        first = 1 if sign.kind == "shift" else 0
+        places = range(first, first + len(sign.values))
+        colours = ["tab:red" if sign.alarms >= 1 and place == sign.label else "tab:grey" for place in places]
+        axis.bar(places, [value if np.isfinite(value) else 0 for value in sign.values], color=colours)
+        axis.set_title(f"{sign.kind}: {sign.alarms:.2f} of an alarm\n{sign.where}", fontsize=10)
+        axis.set_xlabel("shift of the label" if first else "label")
+    axes[-1].imshow(report.label_matrix, cmap="viridis", vmin=0, vmax=1)
+    axes[-1].set_title("labels of adversarial examples", fontsize=10)
+    axes[-1].set_xlabel("predicted label")
+    axes[-1].set_ylabel("true label")
+    figure.suptitle(report.verdict)
     figure.savefig(path, dpi=110)
 
 

@@ -42,9 +42,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-def _sides(
-    x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
-) -> tuple[int, int]:
+def _sides(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of the output."""
     height, width = ((x.shape[i + 2] + 2 * padding[i] - weight.shape[i + 2]) // stride[i] + 1 for i in (0, 1))
     return height, width
@@ -62,7 +60,7 @@ class _MatrixConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
     ) -> torch.Tensor:
-        n, channels, height, width = x.shape
+        n, channels = x.shape[:2]
         out_channels, _, rows, columns = weight.shape
         out_height, out_width = _sides(x, weight, stride, padding)
         border = (0, 0, padding[1], padding[1], padding[0], padding[0])

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft import storage
+from art_aft.checks import check_clip_values
+from art_aft.classifier import check_data
+from art_aft.datasets import labelled_images
 from art_aft.infection import Infection
 from art_aft.perturbations import PERTURBATIONS
+from art_aft.pixels import to_8bit
 from art_aft.recipes import RECIPES
 
-INFECTION = ("attack", "data", "model", "labels", "target", "rate", "clean_share", "per_batch", "cover_ratio", "normalise", "seed")
+INFECTION = (
+    "attack",
+    "data",
+    "model",
+    "labels",
+    "target",
+    "rate",
+    "clean_share",
+    "per_batch",
+    "cover_ratio",
+    "normalise",
+    "seed",
+)
 
 
 def add_infection(command: argparse.ArgumentParser) -> None:
@@ -60,3 +82,42 @@ def read_settings(words: Sequence[str]) -> dict[str, Any]:
         except (SyntaxError, ValueError):
             raise ValueError(f"--set: got {word!r}, expected NAME=VALUE, such as batch_size=64") from None
     return settings
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add the options that say where a model and clean images are."""
+    command.add_argument("path", metavar="MODEL", help="a model that art-aft stored, or a state dict (see --model)")
+    command.add_argument("--data", type=Path, required=True, help="clean images: a folder or a zip of CLASS/FILE, or a "
+                         ".npz with x (N, C, H, W), uint8 or in [0, 1], and y")  # fmt: skip
+    command.add_argument("--model", help="for a state dict: a name such as wrn-16-1, or module:factory")
+    command.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="with --model")
+    command.add_argument("--nb-classes", type=int, help="with --model")
+    command.add_argument("--mean", type=float, nargs="+", help="with --model: by channel, for pixels in [0, 1]")
+    command.add_argument("--std", type=float, nargs="+", help="with --model: by channel")
+
+
+def read_model(options: argparse.Namespace) -> tuple[PyTorchClassifier, np.ndarray, np.ndarray]:
+    """Return the classifier that the options name, and clean images and labels as it takes them."""
+    sys.path.insert(0, os.getcwd())  # as `python -m` does, for a factory beside the weights
+    names = ("model", "input_shape", "nb_classes", "mean", "std")
+    classifier = storage.open_classifier(options.path, **{name: getattr(options, name) for name in names})
+    return classifier, *_read(options.data, classifier, verbose=not options.quiet)
+
+
+def _read(path: Path, classifier: PyTorchClassifier, verbose: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return clean images and labels as the classifier takes them."""
+    clip_values = check_clip_values("clip_values", classifier.clip_values)
+    nb_classes = classifier.nb_classes
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            if not {"x", "y"} <= set(arrays):
+                raise ValueError(f"--data: got {path} with {sorted(arrays)}, expected arrays x and y")
+            return check_data(classifier, arrays["x"], arrays["y"])
+    x, y, classes = labelled_images(path, verbose=verbose)
+    if all(name.isdigit() for name in classes):
+        y = np.array([int(name) for name in classes])[y]
+    elif len(classes) != nb_classes:
+        raise ValueError(f"--data: got {len(classes)} class folders, expected {nb_classes}, or folders named by number")
+    if classifier.input_shape[0] == 1 and (x == x[:, :1]).all():
+        x = np.ascontiguousarray(x[:, :1])
+    return check_data(classifier, x if x.dtype == np.uint8 else to_8bit(x, clip_values), y)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,14 +14,13 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 
 from art_aft import storage
-from art_aft.checks import check_clip_values, check_number
-from art_aft.classifier import check_data, predict_labels
-from art_aft.commands.options import read_settings
-from art_aft.datasets import NEVER_MIRRORED, labelled_images
+from art_aft.checks import check_number
+from art_aft.classifier import predict_labels
+from art_aft.commands.options import add_model, read_model, read_settings
+from art_aft.datasets import NEVER_MIRRORED
 from art_aft.defences import DEFENCES
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import environment
-from art_aft.pixels import to_8bit
 from art_aft.report import purification_picture
 
 
@@ -35,15 +33,8 @@ def add(commands: Any) -> None:
         "report to OUTPUT.report.json, a picture to OUTPUT.png. Exit status: 0 done, 1 the purified model lost too "
         "much accuracy and was not written, 2 could not.",
     )
-    command.add_argument("path", metavar="MODEL", help="a model that art-aft stored, or a state dict (see --model)")
-    command.add_argument("--data", type=Path, required=True, help="clean images: a folder or a zip of CLASS/FILE, or a "
-                         ".npz with x (N, C, H, W), uint8 or in [0, 1], and y")  # fmt: skip
+    add_model(command)
     command.add_argument("--output", type=Path, required=True, help="where the purified model goes, without an ending")
-    command.add_argument("--model", help="for a state dict: a name such as wrn-16-1, or module:factory")
-    command.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="with --model")
-    command.add_argument("--nb-classes", type=int, help="with --model")
-    command.add_argument("--mean", type=float, nargs="+", help="with --model: by channel, for pixels in [0, 1]")
-    command.add_argument("--std", type=float, nargs="+", help="with --model: by channel")
     command.add_argument("--defence", default="aft", choices=sorted(DEFENCES), help="default: %(default)s")
     command.add_argument("--preset", help="the defence's settings by name, such as shared or paper")
     command.add_argument(
@@ -62,10 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Run `art-aft purify`."""
     check_number("--held-out", options.held_out, minimum=0.0, maximum=0.9, above=True)
     check_number("--max-accuracy-drop", options.max_accuracy_drop, minimum=0.0, maximum=1.0)
-    sys.path.insert(0, os.getcwd())  # as `python -m` does, for a factory beside the weights
-    names = ("model", "input_shape", "nb_classes", "mean", "std")
-    classifier = storage.open_classifier(options.path, **{name: getattr(options, name) for name in names})
-    x, y = _read(options.data, classifier, verbose=not options.quiet)
+    classifier, x, y = read_model(options)
     order = np.random.default_rng(options.seed).permutation(len(x))
     size = min(max(1, round(options.held_out * len(x))), len(x) - 1)
     held, rest = order[:size], order[size:]
@@ -105,25 +93,6 @@ def run(options: argparse.Namespace) -> int:
         return 1
     print(f"written: {options.output}.safetensors")
     return 0
-
-
-def _read(path: Path, classifier: PyTorchClassifier, verbose: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return clean images and labels as the classifier takes them."""
-    clip_values = check_clip_values("clip_values", classifier.clip_values)
-    nb_classes = classifier.nb_classes
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if not {"x", "y"} <= set(arrays):
-                raise ValueError(f"--data: got {path} with {sorted(arrays)}, expected arrays x and y")
-            return check_data(classifier, arrays["x"], arrays["y"])
-    x, y, classes = labelled_images(path, verbose=verbose)
-    if all(name.isdigit() for name in classes):
-        y = np.array([int(name) for name in classes])[y]
-    elif len(classes) != nb_classes:
-        raise ValueError(f"--data: got {len(classes)} class folders, expected {nb_classes}, or folders named by number")
-    if classifier.input_shape[0] == 1 and (x == x[:, :1]).all():
-        x = np.ascontiguousarray(x[:, :1])
-    return check_data(classifier, x if x.dtype == np.uint8 else to_8bit(x, clip_values), y)
 
 
 def _look(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

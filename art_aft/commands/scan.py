@@ -1,0 +1,70 @@
+"""`art-aft scan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from art_aft.commands.options import add_model, read_model
+from art_aft.infection import environment
+from art_aft.report import scan_picture
+from art_aft.scan import BackdoorScan, ScanReport
+
+STATUS = {"clean": 0, "infected": 1, "cannot tell": 2}
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "scan",
+        help="say whether a model has a backdoor, and with which label, from a few clean images",
+        description="Look for a backdoor in a model. Exit status: 0 nothing found, 1 suspected, 2 could not tell.",
+    )
+    add_model(command)
+    command.add_argument("--output", type=Path, help="where the report goes: OUTPUT.json and a picture, OUTPUT.png")
+    command.add_argument(
+        "--trigger-size",
+        default="if_needed",
+        choices=["if_needed", "always", "never"],
+        help="whether the sign that costs most, Neural Cleanse's, is looked at (default: %(default)s)",
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `art-aft scan`."""
+    classifier, x, y = read_model(options)
+    scan = BackdoorScan(classifier, trigger_size=options.trigger_size, seed=options.seed, verbose=not options.quiet)
+    report = scan(x, y)
+    print(_text(report))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        facts = {**asdict(report), "label_matrix": report.label_matrix.tolist(), "n_images": len(x), **environment()}
+        text = json.dumps(facts, indent=2) + "\n"
+        options.output.with_name(options.output.name + ".json").write_text(text, encoding="utf-8")
+        try:
+            scan_picture(report, options.output.with_name(options.output.name + ".png"))
+        except ImportError:
+            print("no picture: matplotlib is missing, and comes with: pip install 'art-aft[plots]'")
+    return STATUS[report.verdict]
+
+
+def _text(report: ScanReport) -> str:
+    """Return the report as lines of text."""
+    lines = [report.verdict]
+    if report.kind == "all-to-one":
+        lines[0] += f", all-to-one: label {', '.join(map(str, report.targets))}"
+    elif report.kind == "all-to-all":
+        lines[0] += ", all-to-all: " + ", ".join(f"{label} to {to}" for label, to in enumerate(report.targets))
+    lines[0] += f" ({report.seconds:.1f} seconds)"
+    for sign in sorted(report.signs, key=lambda sign: -sign.alarms):
+        what = f"shift by {sign.label}" if sign.kind == "shift" else f"label {sign.label}"
+        lines.append(
+            f"  {sign.kind:<6} {sign.alarms:5.2f} of an alarm  {what}, ahead by {sign.strength:.2f}, {sign.where}"
+        )
+    return "\n".join(lines + [f"  note: {note}" for note in report.notes])

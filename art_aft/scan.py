@@ -1,0 +1,261 @@
+"""Is a classifier infected, and with which label? From a few clean images, without knowing the trigger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.classifier import check_classifier, check_data, predict_labels
+from art_aft.devices import PRECISIONS
+from art_aft.evasion import TorchAttacksPGD
+from art_aft.inversion import InversionRecipe, invert_triggers
+from art_aft.metrics import label_matrix
+from art_aft.universal import carried, default_eps, universal_perturbations
+
+#: From which strength on a sign alone raises an alarm. Set on digits models of seeds 0 to 9; see the README for what
+#: others then gave.
+ALARMS = {"shared": 0.5, "labels": 0.25, "shift": 0.2, "size": 0.5}
+
+# The balls, in multiples of `default_eps`. The shared perturbations' grow until they carry a quarter of the images to
+# an ordinary label: beyond that an infected classifier is nothing special.
+_SHARED = (0.5, 1.0, 2.0, 4.0)
+_ORDINARY = 0.25
+_PER_IMAGE = ((2, 1.0), (2, 2.0), (2, 4.0), (np.inf, 1.0), (np.inf, 2.0), (np.inf, 4.0))
+
+# Below it, where images fall says more about a bad classifier than about a backdoor.
+_LEAST_ACCURACY = 0.5
+
+# From this share of an alarm on, a scan without an alarm does not say "clean" either.
+_DOUBT = 0.8
+
+
+@dataclass(frozen=True)
+class Sign:
+    """
+    One kind of evidence.
+
+    :param kind: "shared", "labels", "shift" or "size".
+    :param strength: How far the first hypothesis is ahead of the second, in [0, 1].
+    :param label: The label that it speaks against; for "shift" the number that is added to the true label.
+    :param where: At which perturbation it was strongest.
+    :param values: The number behind it for each label (or shift, from 1), of shape (K,) or (K - 1,).
+    """
+
+    kind: str
+    strength: float
+    label: int
+    where: str
+    values: tuple[float, ...]
+
+    @property
+    def alarms(self) -> float:
+        """The strength in units of what raises an alarm."""
+        return self.strength / ALARMS[self.kind]
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """
+    What a scan found.
+
+    :param verdict: "infected", "clean", or "cannot tell".
+    :param kind: "all-to-one" or "all-to-all" where infected, else None.
+    :param targets: The suspected labels of the attacker, the most suspicious first; all-to-all, the label that each
+        class would be led to.
+    :param score: The strongest sign in units of what raises an alarm.
+    :param false_alarm_rate: How often a clean classifier has this score or more, by the reference; None without one.
+    :param signs: All the evidence.
+    :param label_matrix: The labels of the untargeted adversarial examples at the largest L-infinity ball: shares of
+        shape (K, K), row = true label.
+    :param notes: Why the evidence is weak, where it is.
+    :param seconds: How long it took.
+    """
+
+    verdict: str
+    kind: str | None
+    targets: tuple[int, ...]
+    score: float
+    false_alarm_rate: float | None
+    signs: tuple[Sign, ...]
+    label_matrix: np.ndarray = field(repr=False)
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class BackdoorScan:
+    """
+    Look for a backdoor, from cheap signs to dear ones.
+
+    "shared": one perturbation for all images, towards each label, in balls that grow. An infected classifier gives way
+    to the one towards its attacker's label first. "labels": untargeted adversarial examples, one an image; they fall on
+    the attacker's label (the paper's Figs. 1 and 4). "shift": the same examples fall on the label that lies a fixed
+    number after their own, as all-to-all backdoors want. "size": the reversed trigger of one label is much smaller than
+    any other's (Neural Cleanse). Each sign's strength is the lead of the first hypothesis over the second.
+
+    A backdoor without any of these signs is not seen: "clean" means that nothing was found.
+
+    | Paper link: https://arxiv.org/abs/2202.06312 (Sections III and V)
+
+    :param classifier: The classifier; it stays as it is.
+    :param trigger_size: Whether the last sign, which costs most, is looked at: "if_needed" (where the others raise no
+        alarm), "always" or "never".
+    :param reference: Scores of classifiers that are known to be clean, for `false_alarm_rate`.
+    :param max_images: How many images are used, drawn at random.
+    :param recipe: How triggers are reversed.
+    :param precision: "auto", "float32" or "bfloat16".
+    :param seed: The seed of everything random.
+    :param verbose: Whether to show progress bars.
+    :raises ValueError: If a setting is out of its range.
+    :raises TypeError: If the classifier is not ART's `PyTorchClassifier`.
+    """
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        trigger_size: str = "if_needed",
+        reference: Sequence[float] = (),
+        max_images: int = 1000,
+        recipe: InversionRecipe | None = None,
+        precision: str = "auto",
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        self._clip_values = check_classifier("classifier", classifier)
+        self.classifier = classifier
+        self.trigger_size = check_choice("trigger_size", trigger_size, ("if_needed", "always", "never"))
+        self.reference = tuple(check_number("reference", score, minimum=0.0) for score in reference)
+        self.max_images = check_integer("max_images", max_images, 1)
+        self.precision = check_choice("precision", precision, PRECISIONS)
+        self.seed = check_integer("seed", seed, 0)
+        self.verbose = check_flag("verbose", verbose)
+        self.recipe = recipe or InversionRecipe(steps=100, images_per_step=250, precision=precision, seed=seed)
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> ScanReport:
+        """
+        Scan the classifier, on the images that it gets right.
+
+        :param x: Clean images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
+        :param y: Their true labels, as indices or one-hot.
+        :raises ValueError: If the data do not fit the classifier.
+        """
+        start = time.perf_counter()
+        x, y = check_data(self.classifier, x, y)
+        if len(x) > self.max_images:
+            chosen = np.random.default_rng(self.seed).permutation(len(x))[: self.max_images]
+            x, y = x[chosen], y[chosen]
+        right = predict_labels(self.classifier, x) == y
+        notes = self._weaknesses(y, right)
+        poor = right.mean() < _LEAST_ACCURACY
+        if right.any():
+            x, y = x[right], y[right]
+        signs = [self._shared(x, y)]
+        per_image, matrix = self._per_image(x, y)
+        signs += per_image
+        if self.trigger_size == "always" or (
+            self.trigger_size == "if_needed" and max(sign.alarms for sign in signs) < 1
+        ):
+            signs += self._size(x)
+        strongest = max(signs, key=lambda sign: sign.alarms)
+        verdict = "infected" if strongest.alarms >= 1 else "clean"
+        if poor or (verdict == "clean" and (notes or strongest.alarms >= _DOUBT)):
+            verdict = "cannot tell"
+        kind, targets = None, tuple[int, ...]()
+        if verdict == "infected":
+            kind, targets = self._accused(signs, strongest)
+        return ScanReport(
+            verdict,
+            kind,
+            targets,
+            strongest.alarms,
+            self._false_alarm_rate(strongest.alarms),
+            tuple(signs),
+            matrix,
+            tuple(notes),
+            time.perf_counter() - start,
+        )
+
+    def _weaknesses(self, y: np.ndarray, right: np.ndarray) -> list[str]:
+        """Return why nothing found would mean little."""
+        nb_classes = self.classifier.nb_classes
+        notes = []
+        if len(y) < 5 * nb_classes:
+            notes.append(f"only {len(y)} images for {nb_classes} classes, {5 * nb_classes} or more are needed")
+        if len(np.unique(y)) < nb_classes:
+            notes.append(f"images of only {len(np.unique(y))} of {nb_classes} classes")
+        if right.mean() < _LEAST_ACCURACY:
+            notes.append(f"the classifier gets only {100 * right.mean():.0f} % of the images right")
+        return notes
+
+    def _shared(self, x: np.ndarray, y: np.ndarray) -> Sign:
+        """Return how far one label's perturbation carries more images than any other's."""
+        labels = range(self.classifier.nb_classes)
+        signs = []
+        for multiple in _SHARED:
+            eps = multiple * default_eps(2, self.classifier.input_shape, self._clip_values)
+            found = universal_perturbations(
+                self.classifier, x, y, eps=eps, precision=self.precision, seed=self.seed, verbose=self.verbose
+            )
+            shares = carried(self.classifier, x, y, found, labels)
+            signs.append(_lead("shared", shares, f"L2 {eps:.3g}"))
+            if np.median(shares) > _ORDINARY:
+                break
+        return max(signs, key=lambda sign: sign.strength)
+
+    def _per_image(self, x: np.ndarray, y: np.ndarray) -> tuple[list[Sign], np.ndarray]:
+        """Return how far one label, and one shift of labels, is ahead among adversarial examples; and their labels."""
+        nb_classes, signs = self.classifier.nb_classes, list[Sign]()
+        matrix = np.zeros((nb_classes, nb_classes))
+        for norm, multiple in _PER_IMAGE:
+            eps = multiple * default_eps(norm, self.classifier.input_shape, self._clip_values)
+            attack = TorchAttacksPGD(
+                self.classifier, norm=norm, eps=eps, precision=self.precision, seed=self.seed, verbose=self.verbose
+            )
+            fallen = predict_labels(self.classifier, attack.generate(x, y))
+            where = f"{'L2' if norm == 2 else 'L-infinity'} {eps:.3g}"
+            signs += self._leads(y, fallen, where)
+            matrix = label_matrix(y, fallen, nb_classes)
+        kinds = ("labels", "shift") if nb_classes > 2 else ("labels",)
+        return [max((s for s in signs if s.kind == kind), key=lambda s: s.strength) for kind in kinds], matrix
+
+    def _leads(self, y: np.ndarray, fallen: np.ndarray, where: str) -> Iterator[Sign]:
+        nb_classes = self.classifier.nb_classes
+        others = [fallen[y != label] == label for label in range(nb_classes)]
+        yield _lead("labels", np.array([each.mean() if len(each) else 0.0 for each in others]), where)
+        if nb_classes == 2:  # all-to-all is then the same as to change every label
+            return
+        counts = np.bincount((fallen - y) % nb_classes, minlength=nb_classes)[1:]
+        shift = _lead("shift", counts / len(y), where)
+        yield Sign(shift.kind, shift.strength, shift.label + 1, shift.where, shift.values)
+
+    def _size(self, x: np.ndarray) -> Iterator[Sign]:
+        """Return by how much the smallest reversed trigger is smaller than the next."""
+        found = invert_triggers(self.classifier, x, self.recipe, verbose=self.verbose)
+        norms = np.where(found.success >= 0.9, found.norms, np.inf)
+        first, second = np.sort(norms)[:2]
+        strength = 1 - first / second if np.isfinite(second) else float(np.isfinite(first))
+        yield Sign("size", float(strength), int(norms.argmin()), "reversed triggers", tuple(norms.tolist()))
+
+    def _accused(self, signs: Sequence[Sign], strongest: Sign) -> tuple[str, tuple[int, ...]]:
+        """Return the kind of the backdoor, and the attacker's label or labels."""
+        nb_classes = self.classifier.nb_classes
+        if strongest.kind == "shift":
+            return "all-to-all", tuple((label + strongest.label) % nb_classes for label in range(nb_classes))
+        loud = sorted((s for s in signs if s.kind != "shift" and s.alarms >= 1), key=lambda s: -s.alarms)
+        return "all-to-one", tuple(dict.fromkeys(sign.label for sign in loud))
+
+    def _false_alarm_rate(self, score: float) -> float | None:
+        """Return the share of clean classifiers, this one taken for one of them, that score as high or higher."""
+        if not self.reference:
+            return None
+        return (1 + sum(other >= score for other in self.reference)) / (1 + len(self.reference))
+
+
+def _lead(kind: str, values: np.ndarray, where: str) -> Sign:
+    second, first = np.sort(values)[-2:]
+    return Sign(kind, float(first - second), int(values.argmax()), where, tuple(values.tolist()))

@@ -1,0 +1,281 @@
+"""
+How fast the work is done, as ratios within one run: Stage 1, fine-tuning, whole defences, growing data.
+
+Each ratio is taken of two runs one after the other, several times; the table shows the median and the range. Run it on
+a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchattacks
+from art.attacks.evasion import ProjectedGradientDescent
+from art.defences.trainer import AdversarialTrainerMadryPGD
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.classifier import build_classifier, clone
+from art_aft.defences import DEFENCES, AdversarialFineTuning
+from art_aft.devices import PeakMemory, has_bfloat16_units
+from art_aft.evasion import TorchAttacksPGD
+from art_aft.infection import Infection, Row, environment, plant
+from art_aft.recipes import RECIPES
+from art_aft.training import Recipe, fit
+
+EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
+# Model, images for Stage 1, images for an epoch: enough for whole batches, few enough for ART's slowest.
+MODELS = (("wrn-16-1", 256, 2560), ("preactresnet-18", 128, 512))
+IMAGES, SIDES = (1000, 5000, 25_000), (32, 64, 224)
+
+
+def images(count: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Return smooth random images, 8 bits deep, and labels: their content does not matter for the speed."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((count, 3, 8, 8), dtype=np.float32))
+    x = torch.cat(
+        [torch.nn.functional.interpolate(part, size=(side, side)).mul(255).byte() for part in coarse.split(500)]
+    )
+    return x.numpy(), rng.integers(0, 10, count)
+
+
+def new(model: str, side: int = 32) -> PyTorchClassifier:
+    """Return a fresh classifier with an optimizer."""
+    classifier = build_classifier(model, input_shape=(3, side, side), nb_classes=10)
+    classifier.set_params(optimizer=torch.optim.SGD(classifier.model.parameters(), lr=0.01, momentum=0.9))
+    return classifier
+
+
+def bare(classifier: PyTorchClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the model in the best precision and memory format that there is, without any library around it."""
+    low = has_bfloat16_units(classifier.device)
+    model = clone(classifier).model.to(classifier.device)
+    if low:
+        model = model.to(memory_format=torch.channels_last)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+            return model(x.contiguous(memory_format=torch.channels_last) if low else x).float()
+
+    call.model = model  # type: ignore[attr-defined]
+    return call
+
+
+def bare_attack(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, batch_size: int = 128) -> None:
+    """Projected gradient descent as a loop."""
+    call = bare(classifier)
+    call.model.eval().requires_grad_(False)  # type: ignore[attr-defined]
+    for start in range(0, len(x), batch_size):
+        clean = torch.from_numpy(x[start : start + batch_size]).to(classifier.device)
+        truth = torch.from_numpy(y[start : start + batch_size]).to(classifier.device)
+        adversarial = clean.clone()
+        for _ in range(STEPS):
+            adversarial.requires_grad_(True)
+            loss = torch.nn.functional.cross_entropy(call(adversarial), truth)
+            (gradient,) = torch.autograd.grad(loss, adversarial)
+            moved = adversarial.detach() + STEP * gradient.sign()
+            adversarial = torch.clamp(clean + (moved - clean).clamp(-EPS, EPS), 0, 1).detach()
+        adversarial.cpu().numpy()
+
+
+def bare_epoch(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, batch_size: int = 128) -> None:
+    """An epoch of stochastic gradient descent as a loop."""
+    call = bare(classifier)
+    model = call.model.train()  # type: ignore[attr-defined]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    pixels, truth = torch.from_numpy(x).to(classifier.device), torch.from_numpy(y).to(classifier.device)
+    for index in torch.randperm(len(x)).split(batch_size):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(call(pixels[index].float() / 255), truth[index]).backward()
+        optimizer.step()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return how long it takes, to the last kernel."""
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def paired(own: Callable[[], Any], other: Callable[[], Any], repeats: int) -> Row:
+    """Return how many times as fast `own` is."""
+    own(), other()
+    pairs = [(seconds(own), seconds(other)) for _ in range(repeats)]
+    ratios = [theirs / ours for ours, theirs in pairs]
+    return {
+        "seconds": statistics.median(ours for ours, _ in pairs),
+        "times_as_fast": statistics.median(ratios),
+        "range": [min(ratios), max(ratios)],
+        "repeats": repeats,
+    }
+
+
+def stage_1(options: argparse.Namespace) -> Iterator[Row]:
+    """Ours against ART's, torchattacks' and a bare loop; the same steps on the same images."""
+    for model, count, _ in MODELS:
+        classifier, (x, y) = new(model), images(count)
+        pixels, one_hot = x.astype(np.float32) / 255, np.eye(10, dtype=np.float32)[y]
+        own = TorchAttacksPGD(classifier, eps=EPS, eps_step=STEP, max_iter=STEPS)
+        theirs = ProjectedGradientDescent(
+            classifier, eps=EPS, eps_step=STEP, max_iter=STEPS, batch_size=128, verbose=False
+        )
+        direct = torchattacks.PGD(classifier.model, eps=EPS, alpha=STEP, steps=STEPS, random_start=False)
+
+        def torchattack(direct: Any = direct, pixels: np.ndarray = pixels, y: np.ndarray = y) -> None:
+            for start in range(0, len(pixels), 128):
+                part = slice(start, start + 128)
+                direct(torch.from_numpy(pixels[part]), torch.from_numpy(y[part])).cpu().numpy()
+
+        others = {
+            "ART ProjectedGradientDescent": lambda theirs=theirs, p=pixels, h=one_hot: theirs.generate(p, h),
+            "torchattacks": torchattack,
+            "bare loop": lambda c=classifier, p=pixels, y=y: bare_attack(c, p, y),
+        }
+        for name, other in others.items():
+            yield {
+                "what": "stage 1",
+                "model": model,
+                "than": name,
+                "images": count,
+                **paired(lambda own=own, x=x, y=y: own.generate(x, y), other, options.repeats),
+            }
+
+
+def fine_tuning(options: argparse.Namespace) -> Iterator[Row]:
+    """An epoch: ours against ART's fit as it comes, and a bare loop; no augmentation."""
+    for model, _, count in MODELS:
+        classifier, (x, y) = new(model), images(count)
+        pixels, one_hot = x.astype(np.float32) / 255, np.eye(10, dtype=np.float32)[y]
+        recipe = Recipe(nb_epochs=1, batch_size=128, learning_rate=0.01)
+        twin = clone(classifier)
+        others = {
+            "ART fit": lambda c=twin, p=pixels, h=one_hot: c.fit(p, h, batch_size=128, nb_epochs=1),
+            "bare loop": lambda c=classifier, x=x, y=y: bare_epoch(c, x, y),
+        }
+        for name, other in others.items():
+            own = clone(classifier)
+            yield {
+                "what": "epoch",
+                "model": model,
+                "than": name,
+                "images": count,
+                **paired(lambda own=own, x=x, y=y, r=recipe: fit(own, x, y, r), other, options.repeats),
+            }
+
+
+def end_to_end(options: argparse.Namespace) -> Iterator[Row]:
+    """Each defence with its default settings, and ART's adversarial trainer, as a ratio to AFT; once each."""
+    recipe = RECIPES["digits"] if options.data == "digits" else RECIPES["paper"]
+    model, share = ("wrn-10-1", 0.1) if options.data == "digits" else ("wrn-16-1", 0.05)
+    infection = Infection("badnets", data=options.data, model=model, clean_share=share, recipe=recipe)
+    scene = plant(infection, store=options.store)
+
+    def madry(_: Any) -> None:
+        twin = clone(scene.classifier)
+        twin.set_params(optimizer=torch.optim.SGD(twin.model.parameters(), lr=0.01, momentum=0.9))
+        trainer = AdversarialTrainerMadryPGD(
+            twin, nb_epochs=10, batch_size=128, eps=4 / 255, eps_step=1 / 255, max_iter=10
+        )
+        pixels = scene.x_clean.astype(np.float32) / 255 if scene.x_clean.dtype == np.uint8 else scene.x_clean
+        trainer.fit(pixels, np.eye(10, dtype=np.float32)[scene.y_clean])
+
+    cases: dict[str, Callable[[Any], Any]] = {
+        name: lambda _, kind=kind: kind(scene.classifier, mirror=scene.dataset.mirror)(scene.x_clean, y=scene.y_clean)
+        for name, kind in DEFENCES.items()
+    }
+    cases["ART AdversarialTrainerMadryPGD"] = madry
+    # What is loaded at the first call is not the first one's cost.
+    AdversarialFineTuning(scene.classifier, nb_epochs=1, clean_epochs=0)(scene.x_clean[:256], y=scene.y_clean[:256])
+    took = {}
+    for name, work in cases.items():
+        with PeakMemory(scene.classifier.device) as memory:
+            took[name] = seconds(lambda work=work: work(None))
+        yield {
+            "what": "defence",
+            "model": model,
+            "data": Path(options.data).name,
+            "than": name,
+            "images": len(scene.x_clean),
+            "seconds": took[name],
+            "peak_mebibytes": None if memory.bytes is None else round(memory.bytes / 2**20),
+            "times_as_fast": took[name] / took["aft"],
+        }
+
+
+def one_size(count: int, side: int) -> Row:
+    """AFT with an epoch of each stage, on so many images of that side, in a process of its own."""
+    (x, y), model = images(count, side), "wrn-16-1" if side < 224 else "resnet-18"
+    classifier = new(model, side)
+    AdversarialFineTuning(classifier, nb_epochs=1, clean_epochs=1)(x[:128], y=y[:128])
+    with PeakMemory(classifier.device) as memory:
+        took = seconds(lambda: AdversarialFineTuning(classifier, nb_epochs=1, clean_epochs=1)(x, y=y))
+    return {
+        "what": "size",
+        "model": model,
+        "images": count,
+        "side": side,
+        "seconds": took,
+        "milliseconds_per_image": 1000 * took / count,
+        "peak_mebibytes": None if memory.bytes is None else round(memory.bytes / 2**20),
+        "times_float32_data": None if memory.bytes is None else memory.bytes / (4 * x.size),
+    }
+
+
+def sizes(options: argparse.Namespace) -> Iterator[Row]:
+    """Time and memory over the number of images and over their side."""
+    cases = [(count, 32) for count in IMAGES] + [(256, side) for side in SIDES[1:]]
+    for count, side in cases if options.repeats > 1 else cases[:1]:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool.submit(one_size, count, side).result()
+
+
+PARTS = {"stage_1": stage_1, "fine_tuning": fine_tuning, "end_to_end": end_to_end, "sizes": sizes}
+
+
+def show(row: Row) -> str:
+    """Return a row as a line."""
+    words = [f"{row['what']:<8} {row['model']:<16}"]
+    if "than" in row:
+        words.append(f"{row['times_as_fast']:8.2f} times as fast as {row['than']:<31}")
+        words.append("from {:.2f} to {:.2f}".format(*row["range"]) if "range" in row else f"{row['seconds']:.1f} s")
+    else:
+        words.append(f"{row['images']:>6} images of {row['side']:>3} pixels {row['seconds']:8.1f} s")
+        words.append(f"{row['milliseconds_per_image']:.2f} ms each")
+    if row.get("peak_mebibytes") is not None:
+        words.append(f"{row['peak_mebibytes']} MiB")
+    return "  ".join(words)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=f"some of: {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--data", default="digits", help="for end_to_end: digits, or a folder with train.zip, test.zip")
+    parser.add_argument("--store", type=Path, help="where models are kept")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="a JSON file for the rows")
+    options = parser.parse_args()
+    rows = []
+    for name in options.parts or PARTS:
+        for row in PARTS[name](options):
+            rows.append(row)
+            print(show(row), flush=True)
+            if options.output:
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                text = json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n"
+                options.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""The scan: what it says about models whose answer is known, and that its numbers are what they say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ENCODINGS,
+    NB_CLASSES,
+    SHAPE,
+    TinyNet,
+    encoded,
+    linear_classifier,
+    tiny_classifier,
+    tiny_data,
+    untouched,
+)
+
+from art_aft import BackdoorScan, cli, storage
+from art_aft.classifier import build_classifier, predict_labels
+from art_aft.evasion import TorchAttacksPGD
+from art_aft.infection import Infection, plant
+from art_aft.recipes import RECIPES
+from art_aft.scan import ALARMS, Sign
+from art_aft.universal import carried, default_eps, universal_perturbations
+
+
+def signs(report):
+    return {sign.kind: sign for sign in report.signs}
+
+
+def recognised(infected):
+    """The images that the classifier gets right, which alone are looked at."""
+    right = infected.classifier.predict(infected.x).argmax(axis=1) == infected.y
+    return infected.x[right], infected.y[right]
+
+
+@pytest.fixture(scope="module")
+def scanned(infected):
+    return BackdoorScan(infected.classifier, trigger_size="always")(infected.x, infected.y)
+
+
+class TestOnDigits:
+    def test_a_backdoor_is_found_with_its_label(self, scanned):
+        assert scanned.verdict == "infected"
+        assert scanned.kind == "all-to-one"
+        assert scanned.targets[0] == 0
+        assert scanned.score >= 1
+        assert scanned.notes == ()
+
+    def test_nothing_is_found_in_the_same_model_without_one(self):
+        scene = plant(Infection("badnets", rate=0.0, recipe=RECIPES["digits"]))
+        report = BackdoorScan(scene.classifier)(scene.x_clean, scene.y_clean)
+        assert report.verdict != "infected"
+        assert (report.kind, report.targets) == (None, ())
+        assert report.score < 1
+
+    def test_an_all_to_all_backdoor_is_named_with_its_shift(self):
+        scene = plant(Infection("sig", labels="all-to-all", recipe=RECIPES["digits"]))
+        report = BackdoorScan(scene.classifier, trigger_size="never")(scene.x_clean, scene.y_clean)
+        assert report.verdict == "infected"
+        assert report.kind == "all-to-all"
+        assert report.targets == tuple((label + 1) % 10 for label in range(10))
+        assert signs(report)["shift"].label == 1
+
+    def test_the_numbers_are_those_of_the_perturbations_themselves(self, infected, scanned):
+        sign = signs(scanned)["shared"]
+        eps = float(sign.where.removeprefix("L2 "))
+        multiples = {f"{m * default_eps(2, (1, 16, 16), (0, 1)):.3g}": m for m in (0.5, 1, 2, 4)}
+        exact = multiples[f"{eps:.3g}"] * default_eps(2, (1, 16, 16), (0, 1))
+        x, y = recognised(infected)
+        r = universal_perturbations(infected.classifier, x, y, eps=exact)
+        shares = carried(infected.classifier, x, y, r, range(10))
+        assert sign.values == pytest.approx(shares)
+        assert sign.label == shares.argmax()
+        assert sign.strength == pytest.approx(np.sort(shares)[-1] - np.sort(shares)[-2])
+
+    def test_the_label_matrix_is_that_of_the_adversarial_examples(self, infected, scanned):
+        attack = TorchAttacksPGD(infected.classifier, eps=16 / 255)
+        x, y = recognised(infected)
+        fallen = predict_labels(infected.classifier, attack.generate(x, y))
+        for label in range(10):
+            shares = np.bincount(fallen[y == label], minlength=10) / (y == label).sum()
+            assert scanned.label_matrix[label] == pytest.approx(shares)
+
+    def test_one_hot_and_8bit_data_are_taken(self, infected, scanned):
+        one_hot = np.eye(10, dtype=np.float32)[infected.y]
+        eightbit = np.rint(infected.x * 255).astype(np.uint8)
+        report = BackdoorScan(infected.classifier, trigger_size="never")(eightbit, one_hot)
+        assert (report.verdict, report.targets[0]) == ("infected", 0)
+        assert "size" not in signs(report)
+
+
+class TestHypotheses:
+    """A linear model has no backdoor but its weights: they can be chosen so that one hypothesis is plainly right."""
+
+    def test_of_a_label_that_every_direction_leads_to(self):
+        weights = np.zeros((4, *SHAPE), dtype=np.float32)
+        for label in range(4):
+            weights[label, :, 3 * label : 3 * label + 3] = 0.05
+        weights[2, :, :, 0] = 3.0  # one column of pixels that any image can be given
+        x = np.full((40, *SHAPE), 0.5, dtype=np.float32)
+        x[..., 0] = 0.0
+        y = np.arange(40) % 4
+        for label in range(4):
+            x[y == label, :, 3 * label : 3 * label + 3, 1:] = 0.9
+        classifier = linear_classifier(weights)
+        assert (predict_labels(classifier, x) == y).all()
+        report = BackdoorScan(classifier, trigger_size="never", precision="float32")(x, y)
+        assert (report.verdict, report.kind, report.targets) == ("infected", "all-to-one", (2,))
+
+    @pytest.mark.parametrize("shift", [1, 2, 3])
+    def test_of_a_shift(self, shift):
+        """Class k lies next to class k + shift: half its weights are shared."""
+        blocks = np.zeros((4, 3 * 12 * 12), dtype=np.float32)
+        for label in range(4):
+            blocks[label, 100 * label : 100 * label + 100] = 0.2
+        weights = blocks.copy()
+        for label in range(4):
+            weights[(label + shift) % 4] += 0.9 * blocks[label]
+        if shift == 2:
+            pytest.skip("with four classes a shift by two is a swap, which clean models show too")
+        x = np.clip(0.2 + 2.5 * blocks[np.arange(40) % 4], 0, 1).reshape(40, *SHAPE)
+        y = np.arange(40) % 4
+        classifier = linear_classifier(weights.reshape(4, *SHAPE))
+        assert (predict_labels(classifier, x) == y).all()
+        found = signs(BackdoorScan(classifier, trigger_size="never", precision="float32")(x, y))["shift"]
+        assert found.label == shift
+        assert found.strength > ALARMS["shift"]
+
+    def test_the_strength_of_a_sign_counts_in_units_of_its_alarm(self):
+        for kind, threshold in ALARMS.items():
+            assert Sign(kind, threshold, 0, "", ()).alarms == pytest.approx(1)
+            assert Sign(kind, threshold / 4, 0, "", ()).alarms == pytest.approx(0.25)
+
+
+class TestDoubt:
+    def test_few_images_are_too_few(self, infected):
+        few = np.concatenate([np.flatnonzero(infected.y == label)[:2] for label in range(10)])
+        report = BackdoorScan(infected.classifier, trigger_size="never")(infected.x[few], infected.y[few])
+        assert any("20 images" in note for note in report.notes)
+
+    def test_a_clean_verdict_on_weak_evidence_is_none(self):
+        classifier = tiny_classifier()
+        x, y = tiny_data(60)
+        report = BackdoorScan(classifier, trigger_size="never")(x, y)
+        assert any("right" in note for note in report.notes)
+        assert report.verdict == "cannot tell"
+
+    def test_missing_classes_are_noted(self, infected):
+        some = infected.y < 7
+        report = BackdoorScan(infected.classifier, trigger_size="never")(infected.x[some], infected.y[some])
+        assert any("7 of 10" in note for note in report.notes)
+
+    def test_without_a_reference_there_is_no_rate_and_with_one_it_counts(self):
+        x, y = tiny_data(24)
+        scan = BackdoorScan(tiny_classifier(), trigger_size="never")
+        assert scan(x, y).false_alarm_rate is None
+        scan.reference = (-1.0,) * 19
+        assert scan(x, y).false_alarm_rate == pytest.approx(1 / 20)
+        scan.reference = (-1.0, 99.0, 99.0)
+        assert scan(x, y).false_alarm_rate == pytest.approx(3 / 4)
+
+
+class TestManners:
+    def test_twice_is_the_same(self):
+        x, y = tiny_data(40)
+        first, second = (BackdoorScan(tiny_classifier(), trigger_size="always", seed=3)(x, y) for _ in range(2))
+        assert first.signs == second.signs
+
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    def test_every_encoding_of_pixels_gives_the_same_answer(self, encoding):
+        x, y = tiny_data(40)
+        settings = {"trigger_size": "never", "precision": "float32"}
+        plain = BackdoorScan(tiny_classifier(), **settings)(x, y)
+        other = encoded(encoding, TinyNet(), SHAPE, NB_CLASSES)
+        report = BackdoorScan(other.classifier, **settings)(other.encode(x), y)
+        for kind, sign in signs(report).items():
+            assert sign.strength == pytest.approx(signs(plain)[kind].strength, abs=0.08)
+
+    def test_the_classifier_and_the_global_generators_stay_as_they_were(self):
+        classifier = tiny_classifier(momentum=0.9)
+        x, y = tiny_data(24)
+        with untouched(classifier):
+            BackdoorScan(classifier)(x, y)
+
+    def test_two_classes_have_no_shift(self):
+        classifier = tiny_classifier(nb_classes=2)
+        x, y = tiny_data(24, nb_classes=2)
+        assert "shift" not in signs(BackdoorScan(classifier, trigger_size="never")(x, y))
+
+    def test_at_most_so_many_images_are_used(self, infected, monkeypatch):
+        seen = []
+        plain = TorchAttacksPGD.generate
+        monkeypatch.setattr(TorchAttacksPGD, "generate", lambda self, x, y: seen.append(len(x)) or plain(self, x, y))
+        BackdoorScan(infected.classifier, trigger_size="never", max_images=50)(infected.x, infected.y)
+        assert set(seen) == {50}
+
+    @pytest.mark.parametrize(
+        ("settings", "error"),
+        [
+            ({"trigger_size": "sometimes"}, ValueError),
+            ({"max_images": 0}, ValueError),
+            ({"reference": [-1.0]}, ValueError),
+            ({"reference": ["high"]}, TypeError),
+            ({"precision": "float8"}, ValueError),
+            ({"seed": -1}, ValueError),
+            ({"verbose": 1}, TypeError),
+        ],
+    )
+    def test_bad_settings_are_named(self, settings, error):
+        with pytest.raises(error, match=next(iter(settings))):
+            BackdoorScan(tiny_classifier(), **settings)
+
+    def test_something_that_is_no_classifier_is_named(self):
+        with pytest.raises(TypeError, match="classifier"):
+            BackdoorScan(torch.nn.Linear(2, 2))
+
+    def test_bad_data_are_named(self):
+        x, y = tiny_data(24)
+        with pytest.raises(ValueError, match="y: "):
+            BackdoorScan(tiny_classifier())(x, y[:-1])
+
+
+class TestFromTheShell:
+    @pytest.fixture
+    def data(self, infected, tmp_path):
+        np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+        return tmp_path / "clean.npz"
+
+    def test_an_infected_model_is_status_1_and_the_report_says_why(self, infected, data, tmp_path, capsys):
+        storage.save(tmp_path / "suspect", infected.classifier, "wrn-10-1")
+        arguments = ["scan", str(tmp_path / "suspect"), "--data", str(data), "--output", str(tmp_path / "out" / "scan")]
+        assert cli.main([*arguments, "--quiet"]) == 1
+        assert "infected, all-to-one: label 0" in capsys.readouterr().out
+        report = json.loads((tmp_path / "out" / "scan.json").read_text())
+        assert report["verdict"] == "infected"
+        assert report["n_images"] == len(infected.x)
+        assert np.array(report["label_matrix"]).shape == (10, 10)
+        assert (tmp_path / "out" / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_model_that_knows_nothing_is_status_2(self, data, tmp_path, capsys):
+        fresh = build_classifier("wrn-10-1", input_shape=(1, 16, 16), nb_classes=10)
+        storage.save(tmp_path / "fresh", fresh, "wrn-10-1")
+        arguments = ["scan", str(tmp_path / "fresh"), "--data", str(data), "--trigger-size", "never", "--quiet"]
+        assert cli.main(arguments) == 2
+        assert "cannot tell" in capsys.readouterr().out
+
+    def test_a_missing_file_is_status_2_and_named(self, data, tmp_path, capsys):
+        assert cli.main(["scan", str(tmp_path / "none"), "--data", str(data), "--quiet"]) == 2
+        assert "none" in capsys.readouterr().err
