@@ -1,4 +1,4 @@
-"""The command line: `art-aft demo | scan | purify | compare | train`."""
+"""The command line: `art-aft demo | scan | purify | compare | reproduce | train`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from art_aft import __version__
-from art_aft.commands import compare, demo, purify, scan, train
+from art_aft.commands import compare, demo, purify, reproduce, scan, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="art-aft", description="Remove backdoors from image classifiers.")
     parser.add_argument("--version", action="version", version=f"art-aft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, scan, purify, compare, train):
+    for command in (demo, scan, purify, compare, reproduce, train):
         command.add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -62,6 +63,7 @@ class Infection:
     :param per_batch: Whether every batch is poisoned afresh, else a set is poisoned once.
     :param cover_ratio: How many cover images for each poisoned one, for attacks that have them.
     :param clean_label: Whether only images of the target class are poisoned, and keep their label.
+    :param trigger: Settings of the trigger, where they are not its defaults, such as {"ratio": 0.1}; JSON values.
     :param normalise: Whether the classifier reduces pixels by their mean and deviation over the training images, by
         channel, as the releases of WaNet and Input-aware do on CIFAR-10.
     :param seed: The seed of the split, the poisoning, the weights and the training.
@@ -78,6 +80,7 @@ class Infection:
     per_batch: bool = False
     cover_ratio: float = 0.0
     clean_label: bool = False
+    trigger: Mapping[str, Any] = field(default_factory=dict)
     normalise: bool = False
     seed: int = 0
 
@@ -91,7 +94,9 @@ class Infection:
     @property
     def benign(self) -> Infection:
         """The same without a backdoor."""
-        return replace(self, attack="badnets", rate=0.0, per_batch=False, cover_ratio=0.0, clean_label=False)
+        return replace(
+            self, attack="badnets", rate=0.0, per_batch=False, cover_ratio=0.0, clean_label=False, trigger={}
+        )
 
     @property
     def key(self) -> str:
@@ -148,7 +153,7 @@ def plant(
         stored = storage.load(place)
         attack, classifier, seconds = stored.trigger, stored.classifier, stored.facts["seconds"]
     else:
-        attack = PERTURBATIONS[infection.attack](**_shape_settings(infection, dataset))
+        attack = PERTURBATIONS[infection.attack](**_trigger_settings(infection, dataset))
         resumed = place is not None and _checkpoint(place).exists()
         start = time.perf_counter()
         classifier = _train(infection, dataset, rest, attack, labels, place, verbose)
@@ -217,13 +222,19 @@ def _checkpoint(place: Path) -> Path:
     return place.with_name(place.name + ".checkpoint")
 
 
-def _shape_settings(infection: Infection, dataset: Dataset) -> Row:
-    """Return the settings of a trigger that depend on the images."""
+def _trigger_settings(infection: Infection, dataset: Dataset) -> Row:
+    """Return the settings of the trigger: those that depend on the images, and the infection's own."""
     if infection.attack != "input_aware":
-        return {"clip_values": dataset.clip_values}
+        return {"clip_values": dataset.clip_values, **infection.trigger}
     channels, side = dataset.input_shape[0], dataset.input_shape[1]
     sizes = {} if side % 8 == 0 else {"base_width": 16, "levels": 2}
-    return {"clip_values": dataset.clip_values, "in_channels": channels, "seed": infection.seed, **sizes}
+    return {
+        "clip_values": dataset.clip_values,
+        "in_channels": channels,
+        "seed": infection.seed,
+        **sizes,
+        **infection.trigger,
+    }
 
 
 def _mean_and_deviation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,8 @@
 """Recipes as data, and the rotation that those of the releases need."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 
 from art_aft.batches import Augmentation
 from art_aft.cli import main
-from art_aft.infection import Infection
+from art_aft.infection import Infection, plant
+from art_aft.perturbations import Blend
 from art_aft.recipes import RECIPES
 
 
@@ -77,3 +80,41 @@ def test_train_says_what_is_wrong(capsys, tmp_path):
     assert "rate: got 2.0" in errors
     assert "unknown model 'vgg'" in errors
     assert list(tmp_path.iterdir()) == []
+
+
+BRIEF = replace(RECIPES["digits"], nb_epochs=1)
+
+
+def test_normalising_reduces_by_mean_and_deviation_of_the_training_images_and_is_stored(tmp_path):
+    infection = Infection("badnets", normalise=True, recipe=BRIEF)
+    for _ in range(2):  # trained, then found
+        scene = plant(infection, store=tmp_path)
+        (operation,) = scene.classifier.preprocessing_operations
+        clean = {image.tobytes() for image in scene.x_clean}
+        rest = np.stack([image for image in scene.dataset.x_train if image.tobytes() not in clean])
+        assert operation.mean == pytest.approx(rest.mean(), rel=1e-3)
+        assert operation.std == pytest.approx(rest.std(), rel=1e-3)
+
+
+def test_the_trigger_takes_the_infections_settings():
+    infection = Infection("blend", trigger={"ratio": 0.5, "seed": 3}, recipe=BRIEF)
+    scene = plant(infection)
+    x = np.zeros((1, *scene.dataset.input_shape), dtype=np.float32)
+    pattern = Blend(seed=3, ratio=1.0)(x)
+    stamped, _ = scene.attack.poison(x, np.eye(10, dtype=np.float32)[:1])
+    np.testing.assert_allclose(stamped, 0.5 * pattern, atol=1e-6)
+    assert infection.key != replace(infection, trigger={}).key
+    assert infection.benign.key == replace(infection, trigger={}).benign.key
+
+
+def test_train_reads_the_triggers_settings(tmp_path, capsys):
+    words = "train --attack blend --model wrn-10-1 --recipe digits --epochs 1 --quiet --normalise"
+    words += " --trigger ratio=0.5 seed=3"
+    rows = tmp_path / "rows.json"
+    assert main([*words.split(), "--store", str(tmp_path), "--rows", str(rows)]) == 0
+    (row,) = json.loads(rows.read_text())
+    assert row["infection"]["trigger"] == {"ratio": 0.5, "seed": 3}
+    assert row["infection"]["normalise"] is True
+    assert row["command"].endswith("--recipe digits --normalise --epochs 1 --trigger ratio=0.5 seed=3")
+    assert main([*words.split()[:-1], "seed:3", "--store", str(tmp_path)]) == 2
+    assert "--trigger: got 'seed:3'" in capsys.readouterr().err

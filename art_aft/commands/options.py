@@ -52,6 +52,9 @@ def add_infection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--per-batch", action="store_true", help="poison every batch afresh, as WaNet's release")
     command.add_argument("--cover-ratio", type=float, default=0.0, help="covers for each poisoned image")
     command.add_argument("--normalise", action="store_true", help="reduce pixels by mean and deviation, as releases do")
+    command.add_argument(
+        "--trigger", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the trigger, such as ratio=0.1"
+    )
     command.add_argument("--seed", type=int, default=0, help="the seed of everything (default: %(default)s)")
     command.add_argument("--store", type=Path, default=Path("art-aft-models"), help="where models go")
     command.add_argument("--rows", type=Path, help="a JSON file of result rows to add to")
@@ -63,16 +66,18 @@ def read_infection(options: argparse.Namespace) -> tuple[Infection, str]:
     recipe = replace(RECIPES[options.recipe], seed=options.seed)
     if options.epochs is not None:
         recipe = replace(recipe, nb_epochs=options.epochs)
-    infection = Infection(recipe=recipe, **{name: getattr(options, name) for name in INFECTION})
+    trigger = read_settings(options.trigger, "--trigger")
+    infection = Infection(recipe=recipe, trigger=trigger, **{name: getattr(options, name) for name in INFECTION})
     shown = {**vars(options), "data": Path(options.data).name}
     switches = [name for name in INFECTION if isinstance(shown[name], bool)]
     flags = [f"--{name.replace('_', '-')} {shown[name]}" for name in INFECTION if name not in switches]
     flags += [f"--recipe {options.recipe}", *(f"--{name.replace('_', '-')}" for name in switches if shown[name])]
     flags += [] if options.epochs is None else [f"--epochs {options.epochs}"]
+    flags += [f"--trigger {' '.join(options.trigger)}"] if options.trigger else []
     return infection, " ".join(flags)
 
 
-def read_settings(words: Sequence[str]) -> dict[str, Any]:
+def read_settings(words: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """Return settings from words of the form NAME=VALUE, with values as Python writes them."""
     settings = {}
     for word in words:
@@ -80,7 +85,7 @@ def read_settings(words: Sequence[str]) -> dict[str, Any]:
         try:
             settings[name] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            raise ValueError(f"--set: got {word!r}, expected NAME=VALUE, such as batch_size=64") from None
+            raise ValueError(f"{option}: got {word!r}, expected NAME=VALUE, such as batch_size=64") from None
     return settings
 
 

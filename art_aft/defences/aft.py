@@ -70,11 +70,20 @@ class AdversarialFineTuning(Tuning, Purification):
     :raises TypeError: If a setting is of the wrong type.
 
     Presets: "paper", Algorithm 1 as printed, with Stages 2 and 3 as WRN-16-1 is trained; "shared", one perturbation a
-    label in an L2 ball, half of each batch clean, and no Stage 3.
+    label in an L2 ball, half of each batch clean, and no Stage 3; "no_clean_data", for the poisoned training set
+    with its given labels: cropped and mirrored before Stage 1, no Stage 3, and an early end.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"batch_size": 64, "weight_decay": 1e-4, "regenerate": "once", "clean_share": 0.0},
+        "no_clean_data": {
+            "batch_size": 64,
+            "weight_decay": 1e-4,
+            "augment_first": True,
+            "clean_epochs": 0,
+            "nb_epochs": 1,
+            "max_steps": 400,
+        },
         "shared": {
             "adversary": "shared",
             "norm": 2,
@@ -145,7 +154,11 @@ class AdversarialFineTuning(Tuning, Purification):
     def _attacked_images(
         self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the images that Stage 1 works on, and their labels: all, unless misclassified ones are skipped."""
+        """Return the images that Stage 1 works on, and their labels: those that Stage 2 comes to."""
+        count = len(x) if self.max_steps is None else max(1, self.max_steps * self.batch_size)
+        if count < len(x):
+            seen = np.random.default_rng(self._stream(5)).permutation(len(x))[:count]
+            x, y = x[seen], y[seen]
         if self.misclassified != "skip":
             return x, y
         right = predict_labels(classifier, x) == y

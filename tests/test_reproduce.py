@@ -1,0 +1,172 @@
+"""`art-aft reproduce`: every table and figure has its cells, its rows, its picture, and a place on the page."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from art_aft import artefacts, cli, figures, paper, results
+from art_aft.artefacts import ARTEFACTS, SCALES, scale
+from art_aft.defences import DEFENCES
+from art_aft.tasks import TASKS
+
+RESULTS = Path(__file__).parent.parent / "examples" / "results"
+NAMES = [f"table{n}" for n in range(1, 11)] + [f"fig{n}" for n in range(1, 10)] + ["theory"]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The smallest scale of all: one epoch, and few images."""
+    smoke = scale("smoke")
+    recipes = {name: replace(recipe, nb_epochs=1) for name, recipe in smoke.recipes.items()}
+    quick = {**smoke.quick, "aft": {**smoke.quick["aft"], "max_steps": 2, "clean_epochs": 1}}
+    return replace(smoke, recipes=recipes, quick=quick, n_images=40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("grid")
+
+
+def test_every_table_and_figure_of_the_paper_is_there():
+    assert sorted(ARTEFACTS) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("size", SCALES)
+@pytest.mark.parametrize("name", NAMES)
+def test_its_cells_are_valid_at_every_scale(name, size):
+    cells = ARTEFACTS[name].cells(scale(size, "somewhere"))
+    assert cells or name == "theory"
+    for cell in cells:
+        assert cell.task in TASKS
+        if cell.defence != "none":
+            fields = set(DEFENCES[cell.defence].params) | {"preset"}
+            assert set(cell.settings) <= fields
+            assert cell.settings.get("preset") in (None, *DEFENCES[cell.defence].presets)
+        json.dumps(cell.facts())
+        data = cell.infection.data
+        assert data == "digits" if size == "smoke" else data.startswith("somewhere")
+
+
+def test_a_table_has_every_cell_that_the_paper_prints():
+    at = scale("cpu", "somewhere")
+    for name in NAMES:
+        theirs = ARTEFACTS[name].paper
+        if ARTEFACTS[name].kind != "scores":
+            continue
+        cells = ARTEFACTS[name].cells(at)
+        own = {(cell.defence, cell.infection.attack) for cell in cells}
+        for defence, attacks in theirs.items():
+            base = "aft" if defence.startswith("aft") else defence
+            assert {(base, attack) for attack in attacks} <= own, (name, defence)
+
+
+def test_clean_data_are_repeated_over_three_subsets():
+    cells = ARTEFACTS["table2"].cells(scale("cpu", "somewhere"))
+    for attack in artefacts.ATTACKS:
+        for defence in (*artefacts.RIVALS, "aft"):
+            own = [c.subset for c in cells if (c.infection.attack, c.defence) == (attack, defence)]
+            assert own == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("name", "labels", "rate"), [("table4", "all-to-all", 0.1), ("table6", "all-to-one", 0.01)])
+def test_labels_and_ratios_are_the_papers(name, labels, rate):
+    for cell in ARTEFACTS[name].cells(scale("full", "somewhere")):
+        assert (cell.infection.labels, cell.infection.rate) == (labels, rate)
+
+
+def test_a_scale_with_real_data_needs_their_folder():
+    with pytest.raises(ValueError, match="data: got none"):
+        scale("cpu")
+    with pytest.raises(ValueError, match="scale: got 'huge'"):
+        scale("huge")
+
+
+@pytest.mark.parametrize("name", ["table9", "table10", "fig2", "fig5", "fig7", "fig9", "theory"])
+def test_rows_picture_and_section_come_out(name, tiny, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(artefacts, "ATTACKS", ("badnets", "wanet"))
+    place = results.reproduce(name, tiny, folder, tmp_path, command=f"art-aft reproduce {name}")
+    record = json.loads(place.read_text())
+    assert record["rows"]
+    assert all(row["scale"] == record["scale"] for row in record["rows"])
+    kind = ARTEFACTS[name].kind
+    assert place.with_suffix(".png").exists() == (kind not in ("scores", "distances"))
+    text = results.section(place)
+    assert f"`art-aft reproduce {name}`" in text
+    assert f"Scale {record['scale']}" in text
+    assert kind == "panels" or "|---|" in text
+    before = place.read_bytes()
+    again = results.reproduce(name, tiny, folder, tmp_path, command=f"art-aft reproduce {name}")
+    assert again.read_bytes() == before
+
+
+def rows_of(scores, attack="badnets", **more):
+    """Rows as a grid gives them, with these (ACC, ASR) in percent, one a clean subset."""
+    infection = {"data": "cifar10", "attack": attack, "labels": "all-to-one", "rate": 0.1, "trigger": {}, "target": 0}
+    base = {"infection": infection, "defence": "aft", "settings": {}, "clean_data": True, **more}
+    return [{**base, "acc": acc / 100, "asr": asr / 100} for acc, asr in scores]
+
+
+def test_a_table_shows_mean_deviation_and_the_difference_to_the_paper(tmp_path):
+    rows = rows_of([(80, 2), (82, 4), (84, 9)])
+    record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows}
+    (tmp_path / "table2-cpu.json").write_text(json.dumps(record))
+    text = results.section(tmp_path / "table2-cpu.json")
+    acc, asr = paper.TABLE_2["aft"]["badnets"]
+    deviation = np.std([2, 4, 9], ddof=1)
+    expected = f"82.0 ±2.0 / 5.0 ±{deviation:.1f} ({acc:.1f} / {asr:.1f}: {82 - acc:+.1f} / {5 - asr:+.1f})"
+    assert expected in text
+
+
+def test_the_curve_tells_the_three_ways_apart():
+    before = rows_of([(90, 100)], defence="none")
+    second = rows_of([(70, 10)], settings={"nb_epochs": 1, "clean_epochs": 0})
+    third = rows_of([(80, 20)], settings={"nb_epochs": 5, "clean_epochs": 2})
+    without = rows_of([(60, 30)], settings={"nb_epochs": 3, "clean_epochs": 0}, clean_data=False)
+    rows = [*before, *second, *third, *without]
+    assert figures.curve(rows, "badnets", "Stage 2") == pytest.approx([(0, 90, 100), (1, 70, 10)])
+    assert figures.curve(rows, "badnets", "Stage 3 after Stage 2") == pytest.approx([(2, 80, 20)])
+    assert figures.curve(rows, "badnets", "without clean data") == pytest.approx([(0, 90, 100), (3, 60, 30)])
+
+
+def test_the_rows_of_a_label_matrix_are_counted_by_hand():
+    counts = [[8, 2], [1, 9]]
+    one = rows_of([(90, 100)])[0] | {"counts": counts}
+    assert figures.target_rows([one, one]) == pytest.approx(np.array([[0.45, 0.55], [0.45, 0.55]]))
+    every = {**one, "infection": {**one["infection"], "labels": "all-to-all"}}
+    assert figures.target_rows([every]) == pytest.approx(np.array([[0.8, 0.2], [0.1, 0.9]]))
+
+
+def test_the_page_lists_what_was_not_run(tmp_path):
+    rows = rows_of([(80, 2)])
+    record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows}
+    (tmp_path / "table2-cpu.json").write_text(json.dumps(record))
+    (tmp_path / "table2-other.json").write_text("[]")  # not a result of this command
+    text = results.page(tmp_path)
+    missing = re.search(r"Not run: (.*)\.", text).group(1).split(", ")
+    assert sorted(missing) == sorted(set(NAMES) - {"table2"})
+    assert text.count("\n## ") == 1
+
+
+def test_the_page_in_the_repository_is_in_step_with_its_rows():
+    assert (RESULTS / "README.md").read_text(encoding="utf-8") == results.page(RESULTS)
+
+
+def test_the_command_writes_rows_and_page(tmp_path, capsys):
+    arguments = ["reproduce", "theory", "--store", str(tmp_path / "grid"), "--output", str(tmp_path / "out"), "--quiet"]
+    assert cli.main(arguments) == 0
+    assert "Theorem 1" in capsys.readouterr().out
+    assert (tmp_path / "out" / "README.md").read_text() == results.page(tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "theory-full.json").read_text())["rows"]
+    for row in rows:
+        assert row["share along the trigger"] >= row["exact bound (E5)"] >= 0
+        assert row["shift of the classifier"] <= row["exact bound (E3)"]
+        assert row["share along the trigger"] >= row["Theorem 1, consistent"]
+
+
+def test_real_data_are_asked_for(tmp_path, capsys):
+    assert cli.main(["reproduce", "table2", "--scale", "cpu", "--output", str(tmp_path)]) == 2
+    assert "expected the folder of the data sets" in capsys.readouterr().err
