@@ -65,10 +65,11 @@ def section(place: Path) -> str:
     record = json.loads(place.read_text(encoding="utf-8"))
     artefact = ARTEFACTS[record["artefact"]]
     scale = record["scale"]
+    size = "" if artefact.kind == "theory" else f"Scale {scale}: {SCALE_NAMES[scale]}. "
     lines = [
         f"## {record['artefact']} ({scale})",
         "",
-        f"{artefact.title}. Scale {scale}: {SCALE_NAMES[scale]}. Made by `{record['command']}`.",
+        f"{artefact.title}. {size}Made by `{record['command']}`.",
         "",
     ]
     if place.with_suffix(".png").exists():

@@ -96,7 +96,7 @@ def test_rows_picture_and_section_come_out(name, tiny, folder, tmp_path, monkeyp
     assert place.with_suffix(".png").exists() == (kind not in ("scores", "distances"))
     text = results.section(place)
     assert f"`art-aft reproduce {name}`" in text
-    assert f"Scale {record['scale']}" in text
+    assert (f"Scale {record['scale']}: " in text) == (kind != "theory")
     assert kind == "panels" or "|---|" in text
     before = place.read_bytes()
     again = results.reproduce(name, tiny, folder, tmp_path, command=f"art-aft reproduce {name}")
@@ -121,15 +121,19 @@ def test_a_table_shows_mean_deviation_and_the_difference_to_the_paper(tmp_path):
     assert expected in text
 
 
+def points(rows, way):
+    return [tuple(np.round(point, 6)) for point in figures.curve(rows, "badnets", way)]
+
+
 def test_the_curve_tells_the_three_ways_apart():
     before = rows_of([(90, 100)], defence="none")
     second = rows_of([(70, 10)], settings={"nb_epochs": 1, "clean_epochs": 0})
     third = rows_of([(80, 20)], settings={"nb_epochs": 5, "clean_epochs": 2})
     without = rows_of([(60, 30)], settings={"nb_epochs": 3, "clean_epochs": 0}, clean_data=False)
     rows = [*before, *second, *third, *without]
-    assert figures.curve(rows, "badnets", "Stage 2") == pytest.approx([(0, 90, 100), (1, 70, 10)])
-    assert figures.curve(rows, "badnets", "Stage 3 after Stage 2") == pytest.approx([(2, 80, 20)])
-    assert figures.curve(rows, "badnets", "without clean data") == pytest.approx([(0, 90, 100), (3, 60, 30)])
+    assert points(rows, "Stage 2") == [(0, 90, 100), (1, 70, 10)]
+    assert points(rows, "Stage 3 after Stage 2") == [(2, 80, 20)]
+    assert points(rows, "without clean data") == [(0, 90, 100), (3, 60, 30)]
 
 
 def test_the_rows_of_a_label_matrix_are_counted_by_hand():

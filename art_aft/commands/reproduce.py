@@ -40,7 +40,9 @@ def run(options: argparse.Namespace) -> int:
     if names:
         at = scale(options.scale, options.data)
         for name in names:
-            command = f"art-aft reproduce {name} --scale {options.scale}" + " --data DATA" * (at.data is not None)
+            command = f"art-aft reproduce {name}"
+            if ARTEFACTS[name].kind != "theory":
+                command += f" --scale {options.scale}" + " --data DATA" * (at.data is not None)
             place = reproduce(
                 name,
                 at,
