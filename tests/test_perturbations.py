@@ -388,6 +388,16 @@ def test_blends_own_picture_is_an_8x8_grid_of_noise_enlarged_bicubically(channel
     np.testing.assert_allclose(picture, expected, rtol=0, atol=1e-9)
 
 
+def test_blends_picture_can_be_noise_pixel_by_pixel_or_a_single_colour():
+    by_pixel = Blend(ratio=1.0, seed=5, grid_size=None)(black(3))[0]
+    np.testing.assert_array_equal(by_pixel, np.random.default_rng(5).random((3, 32, 32)))
+    colour = Blend(ratio=1.0, seed=5, grid_size=1)(black(3))[0]
+    expected = np.random.default_rng(5).random((3, 1, 1))
+    np.testing.assert_allclose(colour, np.broadcast_to(expected, colour.shape), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="grid_size"):
+        Blend(grid_size=0)
+
+
 def test_blend_keeps_its_own_copy_of_the_pattern():
     pattern = np.ones((1, 32, 32))
     trigger = Blend(pattern, ratio=0.5)

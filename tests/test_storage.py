@@ -10,7 +10,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft import storage
 from art_aft.classifier import build_classifier
-from art_aft.perturbations import PERTURBATIONS, BadNets, InputAware, WaNet
+from art_aft.perturbations import PERTURBATIONS, BadNets, Blend, InputAware, WaNet
 
 
 def classifier(**settings):
@@ -39,6 +39,7 @@ def test_a_classifier_comes_back_bit_for_bit(tmp_path, settings):
     [
         *[make() for make in PERTURBATIONS.values()],
         BadNets(np.ones((2, 2)), margin=3, clip_values=(0, 1)),
+        Blend(seed=9, ratio=0.1, grid_size=None),
         WaNet(seed=9, strength=0.7),
         InputAware(seed=4, base_width=8, levels=2),
     ],

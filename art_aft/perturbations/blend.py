@@ -13,19 +13,25 @@ from art_aft.perturbations.base import Perturbation, register
 
 
 @lru_cache(maxsize=8)
-def smooth_noise(seed: int, channels: int, height: int, width: int) -> np.ndarray:
+def noise_picture(seed: int, channels: int, height: int, width: int, grid_size: int | None = 8) -> np.ndarray:
     """
-    Return coloured blobs, alike at every size: an 8x8 grid of uniform noise, enlarged bicubically.
+    Return uniform noise as a picture.
 
     :param seed: The seed of the noise.
     :param channels: The number of channels.
     :param height: The height, in pixels.
     :param width: The width, in pixels.
+    :param grid_size: The side of the noise that is enlarged bicubically, which gives coloured blobs, alike at every
+        size; None draws every pixel by itself.
     :return: A read-only array of shape (channels, height, width) in [0, 1].
     """
-    grid = torch.from_numpy(np.random.default_rng(seed).random((1, channels, 8, 8)))
-    noise = torch.nn.functional.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-    pattern = noise[0].clamp(0.0, 1.0).numpy()
+    rng = np.random.default_rng(seed)
+    if grid_size is None:
+        pattern = rng.random((channels, height, width))
+    else:
+        grid = torch.from_numpy(rng.random((1, channels, grid_size, grid_size)))
+        enlarged = torch.nn.functional.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        pattern = enlarged[0].clamp(0.0, 1.0).numpy()
     pattern.setflags(write=False)
     return pattern
 
@@ -37,17 +43,22 @@ class Blend(Perturbation):
 
     | Paper link: https://arxiv.org/abs/1712.05526
 
-    :param pattern: The picture, of shape (C, H, W) in `clip_values`. None is smooth coloured noise from `seed`,
-        of the images' own size: the pictures of the papers are not free to share.
+    :param pattern: The picture, of shape (C, H, W) in `clip_values`. None is noise from `seed`, of the images' own
+        size: the pictures of the papers are not free to share.
     :param ratio: The weight of the picture, in (0, 1].
     :param seed: The seed of the noise, where `pattern` is None.
+    :param grid_size: The side of the noise before it is enlarged to smooth coloured blobs; None draws every pixel by
+        itself (the random pattern of the attack's own paper).
     :raises ValueError: If an argument is out of its range; at call, if the pattern does not fit the images.
     """
 
-    def __init__(self, pattern: Any = None, *, ratio: float = 0.2, seed: int = 0, **layout: Any) -> None:
+    def __init__(
+        self, pattern: Any = None, *, ratio: float = 0.2, seed: int = 0, grid_size: int | None = 8, **layout: Any
+    ) -> None:
         super().__init__(**layout)
         self.ratio = check_number("ratio", ratio, minimum=0.0, maximum=1.0, above=True)
         self.seed = check_integer("seed", seed, 0)
+        self.grid_size = None if grid_size is None else check_integer("grid_size", grid_size, 1)
         self.pattern = None if pattern is None else np.array(pattern, dtype=np.float64)
         low, high = self.clip_values
         if self.pattern is not None:
@@ -57,7 +68,9 @@ class Blend(Perturbation):
                 raise ValueError(f"pattern: got values outside clip_values [{low:g}, {high:g}]")
 
     def _stamp(self, x: np.ndarray) -> None:
-        pattern = self._to_range(smooth_noise(self.seed, *x.shape[1:])) if self.pattern is None else self.pattern
+        pattern = self.pattern
+        if pattern is None:
+            pattern = self._to_range(noise_picture(self.seed, *x.shape[1:], grid_size=self.grid_size))
         if pattern.shape != x.shape[1:]:
             raise ValueError(f"pattern: got shape {pattern.shape}, expected that of the images, {x.shape[1:]}")
         x *= x.dtype.type(1.0 - self.ratio)

@@ -1,0 +1,136 @@
+"""How well the scan tells infected models from clean ones: many models of each attack, AUROC, false alarms, labels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from art_aft import BackdoorScan, evaluate
+from art_aft.infection import Infection, Row, environment, plant
+from art_aft.recipes import RECIPES
+
+ATTACKS = ("badnets", "blend", "sig", "input_aware", "wanet")
+
+
+def infection(kind: str, options: argparse.Namespace, seed: int) -> Infection:
+    """Return what is planted: "clean", an attack, or "attack, all-to-all"; each seed has another target."""
+    attack, _, labels = kind.partition(", ")
+    recipe = replace(RECIPES[options.recipe], seed=seed)
+    settings = {
+        "data": options.data,
+        "model": options.model,
+        "clean_share": options.clean_share,
+        "recipe": recipe,
+        "seed": seed,
+        "target": seed % 10,
+        "labels": labels or "all-to-one",
+    }
+    if attack == "clean":
+        return Infection("badnets", rate=0.0, **settings)
+    if attack == "wanet":
+        settings |= {"per_batch": True, "cover_ratio": 2.0}
+    return Infection(attack, **settings)
+
+
+def row(kind: str, options: argparse.Namespace, seed: int) -> Row:
+    """Train a model and scan it."""
+    torch.set_num_threads(options.threads)
+    planted = infection(kind, options, seed)
+    scene = plant(planted, store=options.store)
+    test = scene.dataset.x_test, scene.dataset.y_test
+    report = BackdoorScan(scene.classifier, trigger_size="always")(scene.x_clean, scene.y_clean)
+    right = False
+    if report.kind == planted.labels and kind != "clean":
+        wanted = scene.labels(np.arange(scene.dataset.nb_classes))
+        right = (
+            report.targets[0] == planted.target if planted.labels == "all-to-one" else [*report.targets] == [*wanted]
+        )
+    return {
+        "kind": kind,
+        "seed": seed,
+        "target": planted.target,
+        "scores": asdict(evaluate(scene.classifier, *test, scene.attack, scene.labels)),
+        "verdict": report.verdict,
+        "scan_kind": report.kind,
+        "targets": list(report.targets),
+        "label_right": bool(right),
+        "score": report.score,
+        "signs": {
+            sign.kind: {"strength": sign.strength, "label": sign.label, "alarms": sign.alarms} for sign in report.signs
+        },
+        "seconds": report.seconds,
+    }
+
+
+def summary(rows: Sequence[Row], signs: Sequence[str] = ("shared", "labels", "shift", "size")) -> list[Row]:
+    """Return AUROC against the clean models, alarms, and right labels among them: by kind, and of all."""
+
+    def score(row: Row, sign: str | None) -> float:
+        return row["score"] if sign is None else row["signs"][sign]["alarms"]
+
+    clean = [row for row in rows if row["kind"] == "clean"]
+    kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "clean"]
+    lines = []
+    for kind in ["clean", *kinds, "all infected"]:
+        own = [row for row in rows if row["kind"] == kind or (kind == "all infected" and row["kind"] != "clean")]
+        alarms = [row for row in own if row["verdict"] == "infected"]
+        line = {
+            "kind": kind,
+            "models": len(own),
+            "alarms": len(alarms),
+            "label_right": sum(r["label_right"] for r in alarms),
+        }
+        if kind != "clean" and clean and own:
+            truth = [0] * len(clean) + [1] * len(own)
+            for sign in (None, *signs):
+                line[f"auroc_{sign or 'score'}"] = roc_auc_score(truth, [score(r, sign) for r in (*clean, *own)])
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="digits", help="digits, or a folder with train.zip and test.zip")
+    parser.add_argument("--model", default="wrn-10-1")
+    parser.add_argument("--recipe", default="digits", choices=sorted(RECIPES))
+    parser.add_argument("--clean-share", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument(
+        "--kinds", nargs="+", default=["clean", *ATTACKS, *(f"{name}, all-to-all" for name in ATTACKS[:3])]
+    )
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, a job")
+    parser.add_argument("--store", type=Path, help="where models are kept")
+    parser.add_argument("--output", type=Path, required=True, help="a JSON file for the rows")
+    options = parser.parse_args()
+    cells = [(kind, seed) for seed in range(options.seeds) for kind in options.kinds]
+    rows = []
+    results = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
+        delayed(row)(kind, options, seed) for kind, seed in cells
+    )
+    for result in tqdm(results, total=len(cells)):
+        rows.append(result)
+        rows.sort(key=lambda each: (options.kinds.index(each["kind"]), each["seed"]))
+        record = {"summary": summary(rows), "environment": environment(), "rows": rows}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for line in summary(rows):
+        print(
+            "  ".join(
+                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in line.items()
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
