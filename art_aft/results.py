@@ -19,7 +19,15 @@ SCALE_NAMES = {"smoke": "digits, far too short, to see that it runs", "cpu": "tw
 
 
 def reproduce(
-    name: str, at: Scale, folder: Path, output: Path, *, command: str, n_jobs: int = 1, verbose: bool = False
+    name: str,
+    at: Scale,
+    folder: Path,
+    output: Path,
+    *,
+    command: str,
+    attacks: Sequence[str] | None = None,
+    n_jobs: int = 1,
+    verbose: bool = False,
 ) -> Path:
     """
     Measure what a table or figure needs, and write its rows, its picture and its table.
@@ -29,6 +37,7 @@ def reproduce(
     :param folder: Where infected models and finished cells are kept, for the next time.
     :param output: Where NAME-SCALE.json and NAME-SCALE.png go.
     :param command: What the user typed, for the record.
+    :param attacks: The attacks that are looked at; None is all that the paper has there.
     :param n_jobs: How many cells at a time, as for `joblib.Parallel`.
     :param verbose: Whether to show progress.
     :return: The JSON file.
@@ -37,7 +46,9 @@ def reproduce(
     artefact = ARTEFACTS[name]
     if artefact.kind == "theory":
         at = replace(at, name="full")  # it takes seconds
-    cells = artefact.cells(at)
+    cells = [cell for cell in artefact.cells(at) if attacks is None or cell.infection.attack in attacks]
+    if not cells and artefact.kind != "theory":
+        raise ValueError(f"attacks: got {', '.join(attacks or ())}, expected one that {name} has")
     rows = run_grid(cells, folder, n_jobs=n_jobs, verbose=verbose)
     output.mkdir(parents=True, exist_ok=True)
     stem = output / f"{name}-{at.name}"
@@ -134,6 +145,7 @@ def _entries(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, flo
 
 def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     entries, theirs = _entries(rows), artefact.paper or {}
+    comparable = rows[0]["scale"] != "smoke"
     attacks = list(dict.fromkeys(attack for _, attack in entries))
     names = [name for name in dict.fromkeys(name for name, _ in entries) if name in theirs or name == "none"]
     titles = {**DEFENCE_TITLES, "aft_stage_2": "AFT, Stage 2", "aft_not_augmented": "AFT, not augmented"}
@@ -148,7 +160,7 @@ def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
             acc, asr = zip(*scores, strict=True)
             text = f"{_spread(acc)} / {_spread(asr)}"
             paper = theirs.get(name, {}).get(attack)
-            if paper:
+            if paper and comparable:
                 differences = f"{np.mean(acc) - paper[0]:+.1f} / {np.mean(asr) - paper[1]:+.1f}"
                 text += f" ({paper[0]:.1f} / {paper[1]:.1f}: {differences})"
             line.append(text)
@@ -172,15 +184,11 @@ def _distances(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     lines = []
     for row in rows:
         attack = row["infection"]["attack"]
+        own = [row["distance_benign"], row["distance_infected"], row["distance_infected"] / row["distance_benign"]]
         benign, infected = artefact.paper[attack]
-        lines.append(
-            [
-                attack,
-                f"{row['distance_benign']:.2f} ({benign:.2f})",
-                f"{row['distance_infected']:.2f} ({infected:.2f})",
-                f"{row['distance_infected'] / row['distance_benign']:.2f} ({infected / benign:.2f})",
-            ]
-        )
+        theirs = [benign, infected, infected / benign]
+        smoke = row["scale"] == "smoke"
+        lines.append([attack, *(f"{a:.2f}" + f" ({b:.2f})" * (not smoke) for a, b in zip(own, theirs, strict=True))])
     return _table(["attack", "to the benign model's", "to the infected model's", "ratio"], lines)
 
 

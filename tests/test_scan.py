@@ -21,9 +21,12 @@ from art_aft import BackdoorScan, cli, storage
 from art_aft.classifier import build_classifier, predict_labels
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, plant
+from art_aft.inversion import InversionRecipe
 from art_aft.recipes import RECIPES
 from art_aft.scan import ALARMS, Sign
 from art_aft.universal import carried, default_eps, universal_perturbations
+
+QUICK = InversionRecipe(steps=40, images_per_step=120)
 
 
 def signs(report):
@@ -38,7 +41,7 @@ def recognised(infected):
 
 @pytest.fixture(scope="module")
 def scanned(infected):
-    return BackdoorScan(infected.classifier, trigger_size="always")(infected.x, infected.y)
+    return BackdoorScan(infected.classifier, trigger_size="always", recipe=QUICK)(infected.x, infected.y)
 
 
 class TestOnDigits:
@@ -51,7 +54,7 @@ class TestOnDigits:
 
     def test_nothing_is_found_in_the_same_model_without_one(self):
         scene = plant(Infection("badnets", rate=0.0, recipe=RECIPES["digits"]))
-        report = BackdoorScan(scene.classifier)(scene.x_clean, scene.y_clean)
+        report = BackdoorScan(scene.classifier, recipe=QUICK)(scene.x_clean, scene.y_clean)
         assert report.verdict != "infected"
         assert (report.kind, report.targets) == (None, ())
         assert report.score < 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from art_aft.artefacts import ARTEFACTS, SCALES, scale
+from art_aft.perturbations import PERTURBATIONS
 from art_aft.results import page, reproduce, section
 
 
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
     command.add_argument("--data", type=Path, help="the folder of cifar10/, gtsrb/, tiny_imagenet/, imagenet10/")
     command.add_argument("--store", type=Path, default=Path("art-aft-grid"), help="where models and cells are kept")
     command.add_argument("--output", type=Path, default=Path("art-aft-results"), help="where results go")
+    command.add_argument("--attacks", nargs="+", choices=sorted(PERTURBATIONS), help="only these")
     command.add_argument("--jobs", type=int, default=1, help="cells at a time (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run)
@@ -43,12 +45,14 @@ def run(options: argparse.Namespace) -> int:
             command = f"art-aft reproduce {name}"
             if ARTEFACTS[name].kind != "theory":
                 command += f" --scale {options.scale}" + " --data DATA" * (at.data is not None)
+                command += f" --attacks {' '.join(options.attacks)}" if options.attacks else ""
             place = reproduce(
                 name,
                 at,
                 options.store,
                 options.output,
                 command=command,
+                attacks=options.attacks,
                 n_jobs=options.jobs,
                 verbose=not options.quiet,
             )
