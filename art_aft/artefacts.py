@@ -33,6 +33,7 @@ class Scale:
     :param targets: The attacker's labels that Figs. 1, 4 and 5 have a model for.
     :param rates: The poisoning ratios of Fig. 9.
     :param n_images: Adversarial examples for a label matrix or a distance.
+    :param attack: Their settings, where they are not the defaults.
     :param epochs: The points of Fig. 3.
     :param quick: Settings that make every defence short, by defence.
     """
@@ -45,6 +46,7 @@ class Scale:
     targets: Sequence[int] = (0,)
     rates: Sequence[float] = (0.01, 0.05, 0.1)
     n_images: int = 10_000
+    attack: Mapping[str, Any] = field(default_factory=dict)
     epochs: Sequence[int] = (1, 2, 3, 4, 5)
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -67,6 +69,11 @@ class Scale:
             settings["normalise"] = True
         return Infection(**{**settings, **changes})
 
+    @property
+    def examples(self) -> dict[str, Any]:
+        """The settings of a label matrix or a distance."""
+        return {"n_images": self.n_images, **self.attack}
+
     def settings(self, defence: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return a defence's settings: the paper's, unless others are given, cut short where the scale says so."""
         return {**({"preset": "paper"} if settings is None else settings), **self.quick.get(defence, {})}
@@ -83,6 +90,7 @@ _SCALES: dict[str, dict[str, Any]] = {
         "targets": (0, 1),
         "rates": (0.01, 0.1),
         "n_images": 200,
+        "attack": {"eps": 0.1},  # digits need more than photographs
         "epochs": (1, 2),
         "quick": {
             "aft": {**_BRIEF, "max_iter": 2},
@@ -201,15 +209,14 @@ def _matrices(*variants: Mapping[str, Any]) -> Callable[[Scale], list[Cell]]:
         for variant in variants:
             for target in [0] if variant.get("labels") == "all-to-all" else at.targets:
                 infection = at.infection(**{"target": target, **variant})
-                found.append(Cell(infection, task="label_matrix", settings={"n_images": at.n_images}))
+                found.append(Cell(infection, task="label_matrix", settings=at.examples))
         return found
 
     return cells
 
 
 def _distances(at: Scale) -> list[Cell]:
-    settings = {"n_images": at.n_images}
-    return [Cell(at.infection(attack), task="feature_distance", settings=settings) for attack in ATTACKS]
+    return [Cell(at.infection(attack), task="feature_distance", settings=at.examples) for attack in ATTACKS]
 
 
 def _curves(at: Scale) -> list[Cell]:
