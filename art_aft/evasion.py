@@ -155,14 +155,19 @@ class TorchAttacksPGD(EvasionAttack):
                     target = module(images).argmax(dim=1)
                 else:
                     target = torch.from_numpy(labels[part]).to(classifier.device)
-                adversarial[part] = self._strongest(attack, module, images, target).cpu().numpy()
-        adversarial *= high - low
-        adversarial += low
+                found = self._strongest(attack, module, images, target).cpu().numpy()
+                # Batch by batch, so that no second array of this size is needed.
+                adversarial[part] = self._in_pixels(found, to_float(x[part], clip_values), low, high)
+        return adversarial
+
+    def _in_pixels(self, found: np.ndarray, x: np.ndarray, low: float, high: float) -> np.ndarray:
+        """Return examples from [0, 1] in the range from `low` to `high`, and in the ball around `x`."""
+        found = found * np.float32(high - low)
+        found += np.float32(low)
         if self.norm != 2:
             # Rescaling rounds; the promise to stay in the ball and in range holds exactly all the same.
-            x = to_float(x, clip_values)
-            np.clip(adversarial, x - np.float32(self.eps), x + np.float32(self.eps), out=adversarial)
-        return np.clip(adversarial, low, high, out=adversarial)
+            np.clip(found, x - np.float32(self.eps), x + np.float32(self.eps), out=found)
+        return np.clip(found, low, high, out=found)
 
     def _torchattack(self, module: torch.nn.Module, spread: float) -> torchattacks.attack.Attack:
         """Return torchattacks' attack on pixels in [0, 1], where 1 stands for `spread`."""
