@@ -1,0 +1,78 @@
+"""The benchmarks run, at the smallest size, and count what they say they count."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
+
+
+def module(name):
+    specification = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    loaded = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("part", "others"),
+    [
+        ("stage_1", ["ART ProjectedGradientDescent", "torchattacks", "bare loop"]),
+        ("fine_tuning", ["ART fit", "bare loop"]),
+    ],
+)
+def test_speed_is_a_ratio_of_paired_runs(part, others, monkeypatch):
+    speed = module("speed")
+    monkeypatch.setattr(speed, "MODELS", (("wrn-10-1", 4, 8),))
+    rows = list(speed.PARTS[part](argparse.Namespace(repeats=2)))
+    assert [row["than"] for row in rows] == others
+    for row in rows:
+        least, greatest = row["range"]
+        assert 0 < least <= row["times_as_fast"] <= greatest
+        assert row["seconds"] > 0
+        assert row["than"] in speed.show(row)
+
+
+def test_the_ratio_is_the_others_time_by_our_own(monkeypatch):
+    speed = module("speed")
+    clock = iter([*[1.0, 3.0], *[1.0, 4.0], *[2.0, 3.0]])
+    monkeypatch.setattr(speed, "seconds", lambda work: next(clock))
+    assert speed.paired(lambda: None, lambda: None, 3) == {
+        "seconds": 1.0,
+        "times_as_fast": 3.0,
+        "range": [1.5, 4.0],
+        "repeats": 3,
+    }
+
+
+def rows(kind, scores, *, verdict="infected", right=True):
+    signs = {name: {"alarms": 0.0} for name in ("shared", "labels", "shift", "size")}
+    return [{"kind": kind, "score": s, "verdict": verdict, "label_right": right, "signs": signs} for s in scores]
+
+
+def test_the_scans_summary_counts_alarms_and_orders_models():
+    scan = module("scan")
+    clean = [*rows("clean", [0.1, 0.3], verdict="clean", right=False), *rows("clean", [1.2], right=False)]
+    infected = [*rows("sig", [1.1, 2.0]), *rows("sig", [0.2], verdict="clean")]
+    lines = {line["kind"]: line for line in scan.summary([*clean, *infected])}
+    assert lines["clean"] == {"kind": "clean", "models": 3, "alarms": 1, "label_right": 0}
+    assert (lines["sig"]["alarms"], lines["sig"]["label_right"]) == (2, 2)
+    # Of nine pairs, 1.1 wins two, 2.0 three, 0.2 one.
+    assert lines["sig"]["auroc_score"] == pytest.approx(6 / 9)
+    assert lines["sig"]["auroc_size"] == pytest.approx(1 / 2)
+    assert lines["all infected"]["auroc_score"] == lines["sig"]["auroc_score"]
+
+
+def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
+    scan = module("scan")
+    monkeypatch.setitem(scan.RECIPES, "digits", scan.replace(scan.RECIPES["digits"], nb_epochs=1))
+    output = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["scan.py", "--seeds", "1", "--kinds", "clean", "sig", "--output", str(output)])
+    scan.main()
+    record = json.loads(output.read_text())
+    assert [(row["kind"], row["seed"]) for row in record["rows"]] == [("clean", 0), ("sig", 0)]
+    assert "all infected" in capsys.readouterr().out
