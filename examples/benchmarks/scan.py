@@ -113,6 +113,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="where models are kept")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file for the rows")
     options = parser.parse_args()
+    command = f"python examples/benchmarks/scan.py --data {Path(options.data).name} --model {options.model} "
+    command += f"--recipe {options.recipe} --clean-share {options.clean_share} --seeds {options.seeds} "
+    command += f"--jobs {options.jobs} --threads {options.threads} --kinds " + " ".join(map(repr, options.kinds))
     cells = [(kind, seed) for seed in range(options.seeds) for kind in options.kinds]
     rows = []
     results = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
@@ -121,7 +124,7 @@ def main() -> None:
     for result in tqdm(results, total=len(cells)):
         rows.append(result)
         rows.sort(key=lambda each: (options.kinds.index(each["kind"]), each["seed"]))
-        record = {"summary": summary(rows), "environment": environment(), "rows": rows}
+        record = {"command": command, "summary": summary(rows), "environment": environment(), "rows": rows}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for line in summary(rows):
