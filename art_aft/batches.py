@@ -76,7 +76,7 @@ class Batches(IterableDataset):
     """
     Batches for ART's `PyTorchDataGenerator`: one iteration is one epoch; labels come one-hot, as ART wants them.
 
-    :param x: Images, a tensor on the device.
+    :param x: Images, a tensor on the device, or on the CPU where it is large: then batches are moved.
     :param y: Labels as indices, a tensor on the device.
     :param nb_classes: The number of classes.
     :param batch_size: Images a batch.
@@ -132,7 +132,7 @@ class Batches(IterableDataset):
 
     def _batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and labels of one batch as they enter the classifier."""
-        x, y = to_float(self.x[index], self.clip_values), self.y[index]
+        x, y = self._images(self.x, index), self.y[index]
         if self.each_batch and self.augment_last:
             x, y = self.each_batch(x, y)
         x = self.augmentation(x, self.rng)
@@ -141,9 +141,12 @@ class Batches(IterableDataset):
         if self.clean:
             images, share = self.clean
             count = round(share * len(index))
-            shown = self.augmentation(to_float(images[index[:count]], self.clip_values), self.rng)
+            shown = self.augmentation(self._images(images, index[:count]), self.rng)
             x = torch.cat([shown, x[count:]])
         return x, y
+
+    def _images(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return to_float(x[index].to(self.y.device), self.clip_values)
 
 
 def batch_sizes(n: int, batch_size: int) -> list[int]:

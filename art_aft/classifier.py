@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft import large_data
 from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
 from art_aft.models import build_model
 from art_aft.pixel_module import borrow
@@ -119,6 +121,35 @@ def check_data(
     # torch takes no read-only arrays.
     dtype = np.uint8 if x.dtype == np.uint8 else np.float32
     return np.require(x, dtype=dtype, requirements=["C_CONTIGUOUS", "WRITEABLE"]), labels
+
+
+def load_data(
+    classifier: PyTorchClassifier, x: Any, y: Any, *, max_images: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Check images and labels against a classifier, and read them where they come from a loader.
+
+    :param classifier: The classifier that they are for.
+    :param x: Images, or a loader of images and labels: torch's `DataLoader` or ART's `PyTorchDataGenerator`.
+    :param y: Labels, as indices or one-hot; None with a loader.
+    :param max_images: The most images that are wanted, drawn at random where there are more; None is all.
+    :param seed: The seed of the draw.
+    :return: As `check_data`; all of a loader's images as a mapped array.
+    :raises ValueError: If they do not fit.
+    :raises TypeError: If they are of another type.
+    """
+    if not large_data.is_loader(x):
+        x, y = check_data(classifier, x, y)
+        if max_images is None or len(x) <= max_images:
+            return x, y
+        chosen = np.random.default_rng(seed).permutation(len(x))[:max_images]
+        return x[chosen], y[chosen]
+    if y is not None:
+        raise ValueError("y: got labels beside a loader, expected None: the loader has them")
+    check = functools.partial(check_data, classifier)
+    if max_images is None:
+        return large_data.read(x, check)
+    return large_data.sample(x, max_images, seed, check)
 
 
 def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:

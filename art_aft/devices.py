@@ -24,7 +24,8 @@ class PeakMemory:
     How much memory a block of code needed at its height, beyond what was in use when it began.
 
     On a GPU that is what torch allocated there. On a CPU it is the resident memory of the process, looked at every few
-    milliseconds, so that a shorter peak may be missed; known on Linux only.
+    milliseconds, so that a shorter peak may be missed; known on Linux only. Pages of mapped files do not count: the
+    system takes them back when it needs them.
 
     :param device: Where the work is done.
     """
@@ -60,9 +61,9 @@ class PeakMemory:
 
 
 def _resident() -> int:
-    """Return the process's resident memory in bytes, or 0 where Linux's /proc is missing."""
+    """Return the process's resident memory without mapped files in bytes, or 0 where Linux's /proc is missing."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        _, resident, mapped, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
     except OSError:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return (resident - mapped) * os.sysconf("SC_PAGE_SIZE")

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from art_aft.checks import check_choice, check_flag, check_integer, check_number
 from art_aft.classifier import check_classifier, check_data
 from art_aft.devices import PRECISIONS
+from art_aft.large_data import empty
 from art_aft.pixel_module import borrow
 from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
@@ -132,7 +133,7 @@ class TorchAttacksPGD(EvasionAttack):
         # torchattacks always clips to [0, 1]. Let that stand for a wider range where no clipping is wanted.
         if not self.clip:
             low, high = low - self.eps, high + self.eps
-        adversarial = np.empty(x.shape, dtype=np.float32)
+        adversarial = empty(x.shape, np.float32, like=x)
         with (
             isolated_rng(self.seed),
             torch.enable_grad(),

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from art.data_generators import PyTorchDataGenerator
+from torch.utils.data import DataLoader
 
 from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_labels
+from art_aft.large_data import batches_of, is_loader
 from art_aft.perturbations import stamp
 from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
@@ -65,8 +68,8 @@ def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = 
 
 def evaluate(
     classifier: Any,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: np.ndarray | DataLoader | PyTorchDataGenerator,
+    y: np.ndarray | None,
     attack: Any,
     labels: LabelMap,
     *,
@@ -80,8 +83,9 @@ def evaluate(
     (9 points of ASR on CIFAR-10 for a perfect defence), so they are left out, as in the paper's tables.
 
     :param classifier: An ART classifier.
-    :param x: Test images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
-    :param y: Their true labels, as indices or one-hot.
+    :param x: Test images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range; or a
+        loader of images and labels, of which one batch at a time is in memory.
+    :param y: Their true labels, as indices or one-hot; None with a loader.
     :param attack: ART's `PoisoningAttackBackdoor`, or a bare perturbation.
     :param labels: What a triggered image should become: `AllToOne` or `AllToAll`.
     :param include_target: Whether images whose label the map does not change count for ASR and RA, as in some
@@ -90,26 +94,40 @@ def evaluate(
     :return: The scores, with the numbers of images behind them.
     :raises ValueError: If the data do not fit the classifier, or no image is left to trigger.
     """
+    check_integer("batch_size", batch_size, 1)
+    check_flag("include_target", include_target)
+    if is_loader(x) and y is not None:
+        raise ValueError("y: got labels beside a loader, expected None: the loader has them")
+    parts = batches_of(x) if is_loader(x) else [(x, y)]
+    counts = np.zeros(5, dtype=np.int64)
+    # ART's predict draws from torch's global generator, though nothing in it is random.
+    with isolated_rng():
+        for images, truth in parts:
+            counts += _counts(classifier, images, truth, attack, labels, include_target, batch_size)
+    n_clean, right, n_triggered, led, kept = map(int, counts)
+    if n_clean == 0:
+        raise ValueError("x: got a loader without batches, expected at least one image")
+    if n_triggered == 0:
+        raise ValueError("y: got only images that have the attacker's label already, expected some others")
+    return Scores(right / n_clean, led / n_triggered, kept / n_triggered, n_clean, n_triggered)
+
+
+def _counts(
+    classifier: Any, x: Any, y: Any, attack: Any, labels: LabelMap, include_target: bool, batch_size: int
+) -> tuple[int, int, int, int, int]:
+    """Return how many images there are and are right; are triggered, get the attacker's label, get their true one."""
     clip_values = check_clip_values("classifier.clip_values", classifier.clip_values)
     check_images("x", x, clip_values=clip_values, input_shape=classifier.input_shape, allow_8bit=True)
     truth = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
-    batch_size = check_integer("batch_size", batch_size, 1)
     wanted = wanted_labels(labels, truth, classifier.nb_classes)
-    chosen = np.full(len(x), True) if check_flag("include_target", include_target) else wanted != truth
+    chosen = np.full(len(x), True) if include_target else wanted != truth
+    right = _predict(classifier, x, clip_values, batch_size) == truth
     if not chosen.any():
-        raise ValueError("y: got only images that have the attacker's label already, expected some others")
-    one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[wanted[chosen]]
-    # ART's predict draws from torch's global generator, though nothing in it is random.
-    with isolated_rng():
-        clean = _predict(classifier, x, clip_values, batch_size)
-        triggered = _predict(classifier, stamp(attack, x[chosen], one_hot), clip_values, batch_size)
-    return Scores(
-        acc=float(np.mean(clean == truth)),
-        asr=float(np.mean(triggered == wanted[chosen])),
-        ra=float(np.mean(triggered == truth[chosen])),
-        n_clean=len(x),
-        n_triggered=int(chosen.sum()),
-    )
+        return len(x), int(right.sum()), 0, 0, 0
+    truth, wanted = truth[chosen], wanted[chosen]
+    one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[wanted]
+    triggered = _predict(classifier, stamp(attack, x[chosen], one_hot), clip_values, batch_size)
+    return len(x), int(right.sum()), len(truth), int((triggered == wanted).sum()), int((triggered == truth).sum())
 
 
 def _predict(classifier: Any, x: np.ndarray, clip_values: tuple[float, float], batch_size: int) -> np.ndarray:

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from art.data_generators import PyTorchDataGenerator
 from art.estimators.classification import PyTorchClassifier
+from torch.utils.data import DataLoader
 
 from art_aft.checks import check_choice, check_flag, check_integer, check_number
-from art_aft.classifier import check_classifier, check_data, predict_labels
+from art_aft.classifier import check_classifier, load_data, predict_labels
 from art_aft.devices import PRECISIONS
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.inversion import InversionRecipe, invert_triggers
@@ -136,19 +138,17 @@ class BackdoorScan:
         self.verbose = check_flag("verbose", verbose)
         self.recipe = recipe or InversionRecipe(steps=100, images_per_step=250, precision=precision, seed=seed)
 
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> ScanReport:
+    def __call__(self, x: np.ndarray | DataLoader | PyTorchDataGenerator, y: np.ndarray | None = None) -> ScanReport:
         """
         Scan the classifier, on the images that it gets right.
 
-        :param x: Clean images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
-        :param y: Their true labels, as indices or one-hot.
+        :param x: Clean images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range;
+            or a loader of images and labels.
+        :param y: Their true labels, as indices or one-hot; None with a loader.
         :raises ValueError: If the data do not fit the classifier.
         """
         start = time.perf_counter()
-        x, y = check_data(self.classifier, x, y)
-        if len(x) > self.max_images:
-            chosen = np.random.default_rng(self.seed).permutation(len(x))[: self.max_images]
-            x, y = x[chosen], y[chosen]
+        x, y = load_data(self.classifier, x, y, max_images=self.max_images, seed=self.seed)
         right = predict_labels(self.classifier, x) == y
         notes = self._weaknesses(y, right)
         poor = right.mean() < _LEAST_ACCURACY

@@ -146,7 +146,7 @@ def fit(
         raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
     device, clip_values = classifier.device, check_clip_values("clip_values", classifier.clip_values)
     batches = Batches(
-        torch.from_numpy(x).to(device),
+        _on(device, x),
         torch.from_numpy(labels).to(device),
         nb_classes=classifier.nb_classes,
         batch_size=recipe.batch_size,
@@ -161,7 +161,7 @@ def fit(
     batches.augment_last = augment_last
     if clean is not None:
         share = check_number("clean", clean[1], minimum=0.0, maximum=1.0)
-        batches.clean = torch.from_numpy(check_data(classifier, clean[0], labels)[0]).to(device), share
+        batches.clean = _on(device, check_data(classifier, clean[0], labels)[0]), share
     if batches.total_steps == 0:
         return
     with isolated_rng(recipe.seed), borrow(classifier, precision=recipe.precision) as module:
@@ -206,6 +206,12 @@ def fit(
             hook.remove()
             bar.close()
             optimizer.zero_grad(set_to_none=True)
+
+
+def _on(device: torch.device, x: np.ndarray) -> torch.Tensor:
+    """Return images as a tensor on the device; mapped ones, which may not fit there, stay where they are."""
+    images = torch.from_numpy(x)
+    return images if isinstance(x, np.memmap) else images.to(device)
 
 
 def _then_train(module: PixelModule, hook: Callable[..., Any] | None) -> Callable[..., Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -92,7 +93,6 @@ def universal_perturbations(
         if check_integer("labels", label, 0) >= classifier.nb_classes:
             raise ValueError(f"labels: got {label}, expected labels below {classifier.nb_classes}")
     together = max(1, _MEMORY // (batch_size * int(np.prod(x.shape[1:]))))
-    search = _Search(norm, eps / (high - low), eps_step / (high - low), max_iter, batch_size)
     found = []
     with (
         isolated_rng(seed),
@@ -100,13 +100,14 @@ def universal_perturbations(
         tqdm(total=len(chosen), desc="Universal", unit="label", disable=None if verbose else True, leave=False) as bar,
     ):
         module.eval()
-        images = ((to_float(torch.from_numpy(x), (low, high)) - low) / (high - low)).to(classifier.device)
-        truth = torch.from_numpy(y).to(classifier.device)
+        data = torch.from_numpy(x), torch.from_numpy(y).to(classifier.device)
+        radius, step = eps / (high - low), eps_step / (high - low)
+        search = _Search(module, *data, (low, high), norm, radius, step, max_iter, batch_size)
         for start in range(0, len(chosen), together):
             group = torch.tensor(chosen[start : start + together], device=classifier.device)
-            best, best_loss = search(module, images, truth, group, random_start=num_random_init > 0)
+            best, best_loss = search(group, random_start=num_random_init > 0)
             for _ in range(num_random_init - 1):
-                other, loss = search(module, images, truth, group, random_start=True)
+                other, loss = search(group, random_start=True)
                 better = loss < best_loss
                 best = torch.where(better[:, None, None, None], other, best)
                 best_loss = torch.where(better, loss, best_loss)
@@ -115,20 +116,31 @@ def universal_perturbations(
     return np.concatenate(found) * np.float32(high - low)
 
 
+@dataclass
 class _Search:
     """Steps of normalised gradients towards several labels at once, on pixels in [0, 1]."""
 
-    def __init__(self, norm: float, eps: float, eps_step: float, max_iter: int, batch_size: int) -> None:
-        self.norm, self.eps, self.eps_step, self.max_iter, self.batch_size = norm, eps, eps_step, max_iter, batch_size
+    module: torch.nn.Module
+    x: torch.Tensor
+    y: torch.Tensor
+    clip_values: tuple[float, float]
+    norm: float
+    eps: float
+    eps_step: float
+    max_iter: int
+    batch_size: int
 
-    def __call__(
-        self, module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, labels: torch.Tensor, *, random_start: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pixels(self, index: torch.Tensor) -> torch.Tensor:
+        low, high = self.clip_values
+        return (to_float(self.x[index].to(self.y.device), self.clip_values) - low) / (high - low)
+
+    def __call__(self, labels: torch.Tensor, *, random_start: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return perturbations, and the mean loss of each over the last step's images."""
-        r = torch.zeros(len(labels), *x.shape[1:], device=x.device)
+        x, y, device = self.x, self.y, self.y.device
+        r = torch.zeros(len(labels), *x.shape[1:], device=device)
         if random_start:
-            drawn = torch.randn(r.shape).to(x.device) if self.norm == 2 else 2 * torch.rand(r.shape).to(x.device) - 1
-            length = torch.rand(len(r)).to(x.device)[:, None, None, None]
+            drawn = torch.randn(r.shape).to(device) if self.norm == 2 else 2 * torch.rand(r.shape).to(device) - 1
+            length = torch.rand(len(r)).to(device)[:, None, None, None]
             r = self._project(self._unit(drawn) * self.eps * length if self.norm == 2 else drawn * self.eps)
         # Whole batches, from an order that is drawn again when it is used up.
         size = min(self.batch_size, len(x))
@@ -137,10 +149,10 @@ class _Search:
         for _ in range(self.max_iter):
             if len(order) < size:
                 order = torch.randperm(len(x))
-            index, order = order[:size].to(x.device), order[size:]
+            index, order = order[:size], order[size:]
             r.requires_grad_(True)
-            shown = (x[index] + r[:, None]).clamp(0, 1)
-            logits = module(shown.flatten(0, 1))
+            shown = (self._pixels(index) + r[:, None]).clamp(0, 1)
+            logits = self.module(shown.flatten(0, 1))
             wanted = labels.repeat_interleave(size)
             each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").view(len(labels), size)
             others = (y[index] != labels[:, None]).float()

@@ -4,13 +4,14 @@ Defences, one a file: each turns an infected classifier and a little clean data 
 A new file in this folder with a `Purification` under `@register(name)` is all that a new defence needs.
 """
 
-from art_aft.defences.aft import AdversarialFineTuning, AdversarialFineTuningTrainer
+from art_aft.defences.aft import AdversarialFineTuning
 from art_aft.defences.fine_pruning import FinePruning
 from art_aft.defences.fine_tuning import FineTuning
 from art_aft.defences.nad import NeuralAttentionDistillation
 from art_aft.defences.neural_cleanse import NeuralCleanse
 from art_aft.defences.neural_cleanse_estimator import PyTorchNeuralCleanse
 from art_aft.defences.purification import DEFENCES, Purification, Tuning, register
+from art_aft.defences.trainer import AdversarialFineTuningTrainer
 
 DEFENCES.discover(__name__, __path__)
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.batches import Augmentation
@@ -18,6 +17,7 @@ from art_aft.checks import check_choice, check_clip_values, check_flag, check_in
 from art_aft.classifier import clone, predict_labels
 from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.evasion import TorchAttacksPGD
+from art_aft.large_data import chunks, empty, take
 from art_aft.pixels import to_float
 from art_aft.training import fit, recalibrate_batch_norm
 from art_aft.universal import universal_perturbations
@@ -158,7 +158,7 @@ class AdversarialFineTuning(Tuning, Purification):
         count = len(x) if self.max_steps is None else max(1, self.max_steps * self.batch_size)
         if count < len(x):
             seen = np.random.default_rng(self._stream(5)).permutation(len(x))[:count]
-            x, y = x[seen], y[seen]
+            x, y = take(x, seen), y[seen]
         if self.misclassified != "skip":
             return x, y
         right = predict_labels(classifier, x) == y
@@ -203,8 +203,11 @@ class AdversarialFineTuning(Tuning, Purification):
         rng = np.random.default_rng(self._stream(4, turn))
         towards = (y + rng.integers(1, classifier.nb_classes, len(y))) % classifier.nb_classes
         low, high = check_clip_values("clip_values", classifier.clip_values)
-        adversarial = to_float(x, (low, high)) + self.perturbations[towards]
-        return np.clip(adversarial, low, high, out=adversarial) if self.clip else adversarial
+        adversarial = empty(x.shape, np.float32, like=x)
+        for part in chunks(x):
+            moved = to_float(x[part], (low, high)) + self.perturbations[towards[part]]
+            adversarial[part] = np.clip(moved, low, high) if self.clip else moved
+        return adversarial
 
     def _fine_tune(
         self,
@@ -256,8 +259,12 @@ class AdversarialFineTuning(Tuning, Purification):
         clip_values = check_clip_values("clip_values", classifier.clip_values)
         augmentation = Augmentation(self.padding, self.mirror, clip_values[0], classifier.channels_first)
         rng = torch.Generator().manual_seed(self._stream(1))
-        views = [augmentation(torch.from_numpy(to_float(x, clip_values)), rng) for _ in range(self.n_views)]
-        return torch.cat(views).contiguous().numpy()
+        views = empty((self.n_views * len(x), *x.shape[1:]), np.float32, like=x)
+        for start in range(0, len(views), len(x)):
+            for part in chunks(x):
+                seen = to_float(x[part], clip_values)
+                views[start + part.start :][: len(seen)] = augmentation(torch.from_numpy(seen), rng)
+        return views
 
     def _attack(self, classifier: PyTorchClassifier) -> TorchAttacksPGD:
         names = ("norm", "eps", "eps_step", "num_random_init", "clip", "training_mode", "precision")
@@ -272,35 +279,4 @@ class AdversarialFineTuning(Tuning, Purification):
         if size == 0:
             return (x, y), None
         order = np.random.default_rng(self.seed).permutation(len(x))
-        return (x[order[size:]], y[order[size:]]), (x[order[:size]], y[order[:size]])
-
-
-class AdversarialFineTuningTrainer(Trainer):
-    """
-    Adversarial Fine-Tuning in place, as one of ART's trainers.
-
-    | Paper link: https://arxiv.org/abs/2202.06312
-
-    :param classifier: The classifier that may be infected; `fit` changes it.
-    :param settings: Those of `AdversarialFineTuning`, by keyword.
-    :raises ValueError: If a setting is out of its range.
-    :raises TypeError: If a setting is unknown or of the wrong type.
-    """
-
-    def __init__(self, classifier: PyTorchClassifier, **settings: Any) -> None:
-        super().__init__(classifier)
-        self._defence = AdversarialFineTuning(classifier, **settings)
-
-    def fit(self, x: np.ndarray, y: np.ndarray, **kwargs: Any) -> None:
-        """
-        Purify the classifier.
-
-        :param x: The defender's images, in `clip_values`, of shape (N, *input_shape).
-        :param y: Their labels, as indices or one-hot.
-        :param kwargs: None are known.
-        :raises ValueError: If the data do not fit the classifier.
-        :raises TypeError: If there are other arguments.
-        """
-        if kwargs:
-            raise TypeError(f"fit: got unknown argument {sorted(kwargs)[0]!r}, expected settings in the constructor")
-        self._defence(x, transformed_classifier=self.classifier, y=y)
+        return (take(x, order[size:]), y[order[size:]]), (x[order[:size]], y[order[:size]])

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from art.data_generators import PyTorchDataGenerator
 from art.defences.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
+from torch.utils.data import DataLoader
 
 from art_aft.checks import check_choice, check_flag
-from art_aft.classifier import check_classifier, check_data, clone
+from art_aft.classifier import check_classifier, clone, load_data
 from art_aft.registry import Registry
 from art_aft.rng import isolated_rng
 from art_aft.training import Recipe
@@ -66,27 +68,26 @@ class Purification(Transformer, metaclass=_WithPresets):
 
     def __call__(
         self,
-        x: np.ndarray,
+        x: np.ndarray | DataLoader | PyTorchDataGenerator,
         transformed_classifier: PyTorchClassifier | None = None,
         y: np.ndarray | None = None,
     ) -> PyTorchClassifier:
         """
         Return a purified classifier, in evaluation mode.
 
-        :param x: The defender's images, in `clip_values`, of shape (N, *input_shape).
+        :param x: The defender's images, in `clip_values`, of shape (N, *input_shape): an array (mapped ones stay on the
+            disk), or a loader of images and labels, which is read once into a temporary file, so that memory does not
+            grow with the number of images.
         :param transformed_classifier: None purifies a copy of the infected classifier, which stays as it is. A given
             one is purified itself, from its own weights, and returned.
-        :param y: The images' labels, as indices or one-hot.
+        :param y: The images' labels, as indices or one-hot; None with a loader.
         :return: The purified classifier.
         :raises ValueError: If the data do not fit the classifier.
         """
-        if transformed_classifier is None:
-            checked = check_data(self.classifier, x, y)
-            purified = clone(self.classifier)
-        else:
+        if transformed_classifier is not None:
             check_classifier("transformed_classifier", transformed_classifier)
-            checked = check_data(transformed_classifier, x, y)
-            purified = transformed_classifier
+        checked = load_data(self.classifier if transformed_classifier is None else transformed_classifier, x, y)
+        purified = clone(self.classifier) if transformed_classifier is None else transformed_classifier
         if getattr(self, "learning_rate", 0.0) is None and purified.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
         with isolated_rng():
