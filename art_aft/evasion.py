@@ -143,6 +143,7 @@ class TorchAttacksPGD(EvasionAttack):
                 scale=(low, high),
                 freeze=True,
                 keep_buffers=self.training_mode,
+                fold=not self.training_mode,
             ) as module,
         ):
             module.train(self.training_mode)

@@ -210,7 +210,7 @@ def invert_triggers(
     found: list[tuple[np.ndarray, ...]] = []
     with (
         isolated_rng(recipe.seed),
-        borrow(classifier, precision=recipe.precision, scale=(low, high), freeze=True) as module,
+        borrow(classifier, precision=recipe.precision, scale=(low, high), freeze=True, fold=True) as module,
         tqdm(total=len(chosen), desc="Triggers", unit="label", disable=None if verbose else True, leave=False) as bar,
     ):
         module.eval()

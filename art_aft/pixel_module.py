@@ -17,6 +17,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 
 from art_aft.checks import check_choice, check_clip_values
 from art_aft.devices import PRECISIONS, has_bfloat16_units
+from art_aft.folding import fold_batch_norm
 from art_aft.rng import isolated_rng
 from art_aft.small_maps import SmallMaps
 
@@ -89,6 +90,7 @@ def borrow(
     scale: tuple[float, float] | None = None,
     freeze: bool = False,
     keep_buffers: bool = False,
+    fold: bool = False,
 ) -> Iterator[PixelModule]:
     """
     Lend out a classifier as a module in the fastest form that gives right results on its device.
@@ -102,6 +104,8 @@ def borrow(
     :param scale: The pixel values that inputs 0 and 1 stand for; None takes pixels as they are.
     :param freeze: Whether the parameters need no gradients.
     :param keep_buffers: Whether buffers (running statistics) are put back too.
+    :param fold: Whether, in bfloat16, batch normalisation is merged into the convolutions before it where the model can
+        be traced: for work in evaluation mode that changes no weights.
     """
     check_choice("precision", precision, PRECISIONS)
     module = PixelModule(classifier, scale)
@@ -113,6 +117,8 @@ def borrow(
             parameter.requires_grad_(False)
         if precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(classifier.device)):
             _settle(module, classifier, can_fall_back=precision == "auto")
+            if fold and module.bfloat16:
+                _fold(module, classifier)
             _set_modes(flags)
         yield module
     finally:
@@ -154,3 +160,24 @@ def _settle(module: PixelModule, classifier: PyTorchClassifier, can_fall_back: b
             else:
                 return
     module.bfloat16 = False
+
+
+def _fold(module: PixelModule, classifier: PyTorchClassifier) -> None:
+    """Let the module run a copy of the model with fewer layers, if it is the same function."""
+    model = module.model.eval()
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *classifier.input_shape, generator=random).to(classifier.device)
+    if module.scale is None:
+        low, high = check_clip_values("clip_values", classifier.clip_values)
+        images = low + (high - low) * images
+    with torch.no_grad(), isolated_rng():
+        try:
+            folded = fold_batch_norm(model)
+            seen = module.preprocess(images)
+            expected, found = model(seen), folded(seen)
+        except Exception:  # a model of any make: what its tracing may raise is not known
+            return
+    if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
+        folded.requires_grad_(False)
+        memory_format = torch.channels_last if module.channels_last_memory else torch.contiguous_format
+        module.model = folded.to(memory_format=memory_format)

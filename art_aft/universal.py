@@ -96,7 +96,7 @@ def universal_perturbations(
     found = []
     with (
         isolated_rng(seed),
-        borrow(classifier, precision=precision, scale=(low, high), freeze=True) as module,
+        borrow(classifier, precision=precision, scale=(low, high), freeze=True, fold=True) as module,
         tqdm(total=len(chosen), desc="Universal", unit="label", disable=None if verbose else True, leave=False) as bar,
     ):
         module.eval()

@@ -1,13 +1,19 @@
-"""Images a second of each trigger, as a ratio to a plain copy of the batch and to ART's own image insertion."""
+"""
+Images a second of each trigger, as ratios within one run: to a plain copy of the batch, to ART's image insertion, and
+for WaNet to torch's sampling alone.
+"""
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from art.attacks.poisoning.perturbations import add_pattern_bd
+import torch
+from art.attacks.poisoning.perturbations import add_pattern_bd, insert_image
+from PIL import Image
 
 from art_aft.infection import environment
 from art_aft.perturbations import PERTURBATIONS
@@ -28,6 +34,25 @@ def measure(function, reference, x, repeats):
     return statistics.median(ratios), ratios[0], ratios[-1], rate
 
 
+def sampling(trigger, x):
+    """Return torch's share of WaNet's work as a function: whole batch in, warped batch out."""
+    grid = torch.from_numpy(trigger.grid(*x.shape[2:]).astype(x.dtype))
+
+    def warp(x):
+        images = torch.from_numpy(x)
+        grids = grid.expand(len(x), -1, -1, -1)
+        return torch.nn.functional.grid_sample(images, grids, padding_mode="zeros", align_corners=True).numpy()
+
+    return warp
+
+
+def insertion(folder):
+    """Return ART's image insertion with the same patch as BadNets', on the layout that it works on."""
+    path = Path(folder) / "patch.png"
+    Image.fromarray(np.array([[0, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=np.uint8)).save(path)
+    return lambda x: insert_image(x, str(path), channels_first=True, random=False, x_shift=29, y_shift=29, mode="RGB")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
@@ -37,13 +62,25 @@ def main():
     x = np.random.default_rng(0).random((options.images, 3, 32, 32), dtype=np.float32)
     cases = {name: make() for name, make in PERTURBATIONS.items()}
     # ART's patch, on the layout that it works on, as the nearest thing that ART has.
-    cases["art add_pattern_bd"] = lambda x: add_pattern_bd(x, channels_first=True)
+    others = {"art add_pattern_bd": lambda x: add_pattern_bd(x, channels_first=True)}
     rows = []
-    print(f"{'trigger':<20} {'images/s':>12} {'times a copy':>14} {'from':>8} {'to':>8}")
-    for name, trigger in cases.items():
-        ratio, least, greatest, rate = measure(trigger, np.copy, x, options.repeats)
-        rows.append({"trigger": name, "images_per_second": rate, "times_copy": ratio, "range": [least, greatest]})
-        print(f"{name:<20} {rate:12.0f} {ratio:14.1f} {least:8.1f} {greatest:8.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        references = {"copy": np.copy, "insert_image": insertion(folder), "grid_sample": sampling(cases["wanet"], x)}
+        print(f"{'trigger':<20} {'images/s':>12} {'than':>14} {'times as long':>14} {'from':>9} {'to':>9}")
+        for name, trigger in {**cases, **others}.items():
+            than = ["copy"] + ["insert_image"] * (name in cases) + ["grid_sample"] * (name == "wanet")
+            for reference in than:
+                ratio, least, greatest, rate = measure(trigger, references[reference], x, options.repeats)
+                rows.append(
+                    {
+                        "trigger": name,
+                        "images_per_second": rate,
+                        "than": reference,
+                        "times_as_long": ratio,
+                        "range": [least, greatest],
+                    }
+                )
+                print(f"{name:<20} {rate:12.0f} {reference:>14} {ratio:14.4f} {least:9.4f} {greatest:9.4f}")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         facts = {"images": options.images, "shape": [3, 32, 32], "repeats": options.repeats, **environment()}
