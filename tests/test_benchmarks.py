@@ -49,6 +49,35 @@ def test_the_ratio_is_the_others_time_by_our_own(monkeypatch):
     }
 
 
+def test_speed_compares_precisions_beside_seeds(monkeypatch):
+    speed = module("speed")
+    recipe = speed.RECIPES["digits"]
+    monkeypatch.setitem(speed.RECIPES, "digits", type(recipe)(**{**recipe.__dict__, "nb_epochs": 1}))
+    options = argparse.Namespace(data="digits", store=None)
+    rows = list(speed.precision(options))
+    assert [(row["precision"], row["seed"]) for row in rows] == [
+        ("float32", 0),
+        ("float32", 1),
+        ("bfloat16", 0),
+        ("bfloat16", 1),
+    ]
+    assert all(0 <= row[key] <= 1 for row in rows for key in ("adversarial_success", "acc", "asr"))
+    assert "seed 1" in speed.show(rows[-1])
+
+
+def test_stamping_is_a_ratio_of_paired_runs(tmp_path, monkeypatch):
+    stamping = module("stamping")
+    output = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["stamping.py", "--images", "3", "--repeats", "2", "--output", str(output)])
+    stamping.main()
+    rows = json.loads(output.read_text())["rows"]
+    assert {row["trigger"] for row in rows if row["than"] == "insert_image"} == set(stamping.PERTURBATIONS)
+    assert [row["trigger"] for row in rows if row["than"] == "grid_sample"] == ["wanet"]
+    for row in rows:
+        least, greatest = row["range"]
+        assert 0 < least <= row["times_as_long"] <= greatest
+
+
 def rows(kind, scores, *, verdict="infected", right=True):
     signs = {name: {"alarms": 0.0} for name in ("shared", "labels", "shift", "size")}
     return [{"kind": kind, "score": s, "verdict": verdict, "label_right": right, "signs": signs} for s in scores]

@@ -1,5 +1,5 @@
 """
-How fast the work is done, as ratios within one run: Stage 1, fine-tuning, whole defences, growing data.
+How fast the work is done, as ratios within one run: Stage 1, fine-tuning, whole defences, precisions, growing data.
 
 Each ratio is taken of two runs one after the other, several times; the table shows the median and the range. Run it on
 a machine that does nothing else.
@@ -24,11 +24,12 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.classifier import build_classifier, clone
+from art_aft.classifier import build_classifier, clone, predict_labels
 from art_aft.defences import DEFENCES, AdversarialFineTuning
 from art_aft.devices import PeakMemory, has_bfloat16_units
 from art_aft.evasion import TorchAttacksPGD
-from art_aft.infection import Infection, Row, environment, plant
+from art_aft.infection import Infection, Row, Scene, environment, plant
+from art_aft.metrics import evaluate
 from art_aft.recipes import RECIPES
 from art_aft.training import Recipe, fit
 
@@ -174,12 +175,17 @@ def fine_tuning(options: argparse.Namespace) -> Iterator[Row]:
             }
 
 
-def end_to_end(options: argparse.Namespace) -> Iterator[Row]:
-    """Each defence with its default settings, and ART's adversarial trainer, as a ratio to AFT; once each."""
+def infected(options: argparse.Namespace) -> Scene:
+    """Return a classifier with a BadNets backdoor, its data, and the defender's."""
     recipe = RECIPES["digits"] if options.data == "digits" else RECIPES["paper"]
     model, share = ("wrn-10-1", 0.1) if options.data == "digits" else ("wrn-16-1", 0.05)
     infection = Infection("badnets", data=options.data, model=model, clean_share=share, recipe=recipe)
-    scene = plant(infection, store=options.store)
+    return plant(infection, store=options.store)
+
+
+def end_to_end(options: argparse.Namespace) -> Iterator[Row]:
+    """Each defence with its default settings, and ART's adversarial trainer, as a ratio to AFT; once each."""
+    scene = infected(options)
 
     def madry(_: Any) -> None:
         twin = clone(scene.classifier)
@@ -203,13 +209,38 @@ def end_to_end(options: argparse.Namespace) -> Iterator[Row]:
             took[name] = seconds(lambda work=work: work(None))
         yield {
             "what": "defence",
-            "model": model,
+            "model": scene.infection.model,
             "data": Path(options.data).name,
             "than": name,
             "images": len(scene.x_clean),
             "seconds": took[name],
             "peak_mebibytes": None if memory.bytes is None else round(memory.bytes / 2**20),
             "times_as_fast": took[name] / took["aft"],
+        }
+
+
+def precision(options: argparse.Namespace) -> Iterator[Row]:
+    """What bfloat16 changes: adversarial success, ACC and ASR, beside what another seed changes."""
+    scene = infected(options)
+    for name, seed in (("float32", 0), ("float32", 1), ("bfloat16", 0), ("bfloat16", 1)):
+        attack = TorchAttacksPGD(scene.classifier, precision=name, seed=seed)
+        fallen = predict_labels(scene.classifier, attack.generate(scene.x_clean, scene.y_clean))
+        defence = AdversarialFineTuning(scene.classifier, precision=name, seed=seed, mirror=scene.dataset.mirror)
+        start = time.perf_counter()
+        purified = defence(scene.x_clean, y=scene.y_clean)
+        took = time.perf_counter() - start
+        scores = evaluate(purified, scene.dataset.x_test, scene.dataset.y_test, scene.attack, scene.labels)
+        yield {
+            "what": "precision",
+            "model": scene.infection.model,
+            "data": Path(options.data).name,
+            "precision": name,
+            "seed": seed,
+            "images": len(scene.x_clean),
+            "adversarial_success": float(np.mean(fallen != scene.y_clean)),
+            "acc": scores.acc,
+            "asr": scores.asr,
+            "seconds": took,
         }
 
 
@@ -240,7 +271,13 @@ def sizes(options: argparse.Namespace) -> Iterator[Row]:
             yield pool.submit(one_size, count, side).result()
 
 
-PARTS = {"stage_1": stage_1, "fine_tuning": fine_tuning, "end_to_end": end_to_end, "sizes": sizes}
+PARTS = {
+    "stage_1": stage_1,
+    "fine_tuning": fine_tuning,
+    "end_to_end": end_to_end,
+    "precision": precision,
+    "sizes": sizes,
+}
 
 
 def show(row: Row) -> str:
@@ -249,6 +286,9 @@ def show(row: Row) -> str:
     if "than" in row:
         words.append(f"{row['times_as_fast']:8.2f} times as fast as {row['than']:<31}")
         words.append("from {:.2f} to {:.2f}".format(*row["range"]) if "range" in row else f"{row['seconds']:.1f} s")
+    elif "precision" in row:
+        shares = "  ".join(f"{key} {100 * row[key]:.2f}" for key in ("adversarial_success", "acc", "asr"))
+        words.append(f"{row['precision']:<8} seed {row['seed']}  {shares}  {row['seconds']:.1f} s")
     else:
         words.append(f"{row['images']:>6} images of {row['side']:>3} pixels {row['seconds']:8.1f} s")
         words.append(f"{row['milliseconds_per_image']:.2f} ms each")
@@ -261,7 +301,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=f"some of: {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--data", default="digits", help="for end_to_end: digits, or a folder with train.zip, test.zip")
+    parser.add_argument(
+        "--data", default="digits", help="for end_to_end and precision: digits, or a folder with train.zip, test.zip"
+    )
     parser.add_argument("--store", type=Path, help="where models are kept")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
