@@ -23,6 +23,7 @@ import torchattacks
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD
 from art.estimators.classification import PyTorchClassifier
+from torch.utils.data import DataLoader, TensorDataset
 
 from art_aft.classifier import build_classifier, clone, predict_labels
 from art_aft.defences import DEFENCES, AdversarialFineTuning
@@ -244,16 +245,22 @@ def precision(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-def one_size(count: int, side: int) -> Row:
+def one_size(count: int, side: int, loader: bool) -> Row:
     """AFT with an epoch of each stage, on so many images of that side, in a process of its own."""
     (x, y), model = images(count, side), "wrn-16-1" if side < 224 else "resnet-18"
     classifier = new(model, side)
     AdversarialFineTuning(classifier, nb_epochs=1, clean_epochs=1)(x[:128], y=y[:128])
     with PeakMemory(classifier.device) as memory:
-        took = seconds(lambda: AdversarialFineTuning(classifier, nb_epochs=1, clean_epochs=1)(x, y=y))
+        defence = AdversarialFineTuning(classifier, nb_epochs=1, clean_epochs=1)
+        if loader:
+            data = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+            took = seconds(lambda: defence(DataLoader(data, batch_size=128)))
+        else:
+            took = seconds(lambda: defence(x, y=y))
     return {
         "what": "size",
         "model": model,
+        "from": "loader" if loader else "array",
         "images": count,
         "side": side,
         "seconds": took,
@@ -265,10 +272,11 @@ def one_size(count: int, side: int) -> Row:
 
 def sizes(options: argparse.Namespace) -> Iterator[Row]:
     """Time and memory over the number of images and over their side."""
-    cases = [(count, 32) for count in IMAGES] + [(256, side) for side in SIDES[1:]]
-    for count, side in cases if options.repeats > 1 else cases[:1]:
+    cases = [(count, 32, loader) for loader in (False, True) for count in IMAGES]
+    cases += [(256, side, False) for side in SIDES[1:]]
+    for case in cases if options.repeats > 1 else cases[:1]:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool.submit(one_size, count, side).result()
+            yield pool.submit(one_size, *case).result()
 
 
 PARTS = {
@@ -290,7 +298,9 @@ def show(row: Row) -> str:
         shares = "  ".join(f"{key} {100 * row[key]:.2f}" for key in ("adversarial_success", "acc", "asr"))
         words.append(f"{row['precision']:<8} seed {row['seed']}  {shares}  {row['seconds']:.1f} s")
     else:
-        words.append(f"{row['images']:>6} images of {row['side']:>3} pixels {row['seconds']:8.1f} s")
+        words.append(
+            f"{row['images']:>6} images of {row['side']:>3} pixels from {row['from']:<6} {row['seconds']:8.1f} s"
+        )
         words.append(f"{row['milliseconds_per_image']:.2f} ms each")
     if row.get("peak_mebibytes") is not None:
         words.append(f"{row['peak_mebibytes']} MiB")
