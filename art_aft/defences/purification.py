@@ -14,6 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_choice, check_flag
 from art_aft.classifier import check_classifier, check_data, clone
+from art_aft.processes import check_same, from_first
 from art_aft.registry import Registry
 from art_aft.rng import isolated_rng
 from art_aft.training import Recipe
@@ -78,7 +79,8 @@ class Purification(Transformer, metaclass=_WithPresets):
             one is purified itself, from its own weights, and returned.
         :param y: The images' labels, as indices or one-hot.
         :return: The purified classifier.
-        :raises ValueError: If the data do not fit the classifier.
+        :raises ValueError: If the data do not fit the classifier, or data or settings differ between processes that
+            work together.
         """
         if transformed_classifier is None:
             checked = check_data(self.classifier, x, y)
@@ -89,8 +91,11 @@ class Purification(Transformer, metaclass=_WithPresets):
             purified = transformed_classifier
         if getattr(self, "learning_rate", 0.0) is None and purified.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
+        check_same(purified.device, x=checked[0], y=checked[1], settings=repr(self.get_params()))
         with isolated_rng():
             self._purify(purified, *checked)
+        # Across processes all return the same classifier, also where each has worked and rounded for itself.
+        from_first([*purified.model.parameters(), *purified.model.buffers()])
         purified.model.eval()
         return purified
 
