@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from art_aft.pixels import to_float
+from art_aft.processes import world
 
 EachEpoch = Callable[[int], np.ndarray | None]
 EachBatch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -76,6 +77,8 @@ class Batches(IterableDataset):
     """
     Batches for ART's `PyTorchDataGenerator`: one iteration is one epoch; labels come one-hot, as ART wants them.
 
+    Across processes, each draws and augments whole batches, the same in all, and then yields its own part.
+
     :param x: Images, a tensor on the device, or on the CPU where it is large: then batches are moved.
     :param y: Labels as indices, a tensor on the device.
     :param nb_classes: The number of classes.
@@ -85,6 +88,7 @@ class Batches(IterableDataset):
     :param augmentation: How images are augmented.
     :param clip_values: The pixel range that 8-bit images stand for.
     :param seed: The seed of order and augmentation.
+    :raises ValueError: If a batch has fewer images than there are processes.
     """
 
     def __init__(
@@ -103,7 +107,15 @@ class Batches(IterableDataset):
         self.x, self.y, self.nb_classes, self.augmentation = x, y, nb_classes, augmentation
         self.clip_values = clip_values
         self.rng = torch.Generator().manual_seed(seed)
-        self.sizes = batch_sizes(len(x), batch_size)
+        self.world = world()
+        if min(len(x), batch_size) < self.world.size:
+            raise ValueError(
+                f"batch_size: got {batch_size} with {len(x)} images, expected an image for each of "
+                f"{self.world.size} processes"
+            )
+        self.sizes = batch_sizes(len(x), batch_size, max(2, self.world.size))
+        #: Of the latest batch: all its labels, and which of its images are this process's.
+        self.labels, self.part = y[:0], slice(0, 0)
         total = len(self.sizes) * nb_epochs
         self.total_steps = total if max_steps is None else min(total, max_steps)
         self.steps = 0
@@ -124,7 +136,8 @@ class Batches(IterableDataset):
                 return
             self.steps += 1
             x, y = self._batch(index)
-            yield x, torch.nn.functional.one_hot(y, self.nb_classes)
+            self.labels, self.part = y, self.world.part(len(y))
+            yield x[self.part], torch.nn.functional.one_hot(y[self.part], self.nb_classes)
         # Reached only when ART asks for more, that is after the last step of the epoch.
         self.epoch += 1
         if self.after_epoch:
@@ -149,9 +162,16 @@ class Batches(IterableDataset):
         return to_float(x[index].to(self.y.device), self.clip_values)
 
 
-def batch_sizes(n: int, batch_size: int) -> list[int]:
-    """Return batch sizes that add up to n; a last batch of one image, on which BatchNorm fails, joins the other."""
+def batch_sizes(n: int, batch_size: int, least: int = 2) -> list[int]:
+    """
+    Return batch sizes that add up to n.
+
+    :param n: The number of images.
+    :param batch_size: Images a batch.
+    :param least: A last batch of fewer images joins the one before: on one image BatchNorm fails, and each process
+        needs one.
+    """
     sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
-    if len(sizes) > 1 and sizes[-1] == 1 < batch_size:
-        sizes[-2:] = [sizes[-2] + 1]
+    if len(sizes) > 1 and sizes[-1] < least <= batch_size:
+        sizes[-2:] = [sizes[-2] + sizes[-1]]
     return sizes

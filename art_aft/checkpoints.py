@@ -12,6 +12,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.batches import Batches
+from art_aft.processes import number_of_first
 
 
 class Checkpoint:
@@ -76,6 +77,8 @@ class BestEpoch:
     def __call__(self, epoch: int) -> None:
         x, y = self.data
         accuracy = float(np.mean(self.classifier.predict(x, batch_size=self.batch_size).argmax(axis=1) == y))
+        # Processes that round differently must not go apart.
+        accuracy = number_of_first(accuracy, self.classifier.device)
         if accuracy >= self.accuracy:
             self.accuracy = accuracy
             self.state = {key: value.clone() for key, value in self.classifier.model.state_dict().items()}

@@ -17,6 +17,7 @@ from art_aft.devices import PRECISIONS
 from art_aft.large_data import empty
 from art_aft.pixel_module import borrow
 from art_aft.pixels import to_float
+from art_aft.processes import check_same, exchange, world
 from art_aft.rng import isolated_rng
 from art_aft.universal import default_eps
 
@@ -122,10 +123,13 @@ class TorchAttacksPGD(EvasionAttack):
         """
         Return an adversarial example for each image.
 
+        Within `across_processes()`, each process attacks a part of the images and gets the others' examples; random
+        starting points, and in training mode the batches, are then others than in one process.
+
         :param x: Images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
         :param y: The labels to lead away from, as indices or one-hot. None takes the classifier's predictions.
         :return: float32 images of the same shape, at most `eps` away, in `clip_values` (with `clip`).
-        :raises ValueError: If the data do not fit the classifier.
+        :raises ValueError: If the data do not fit the classifier, or differ between processes.
         """
         classifier = self.estimator
         clip_values = low, high = check_classifier("estimator", classifier)
@@ -134,8 +138,11 @@ class TorchAttacksPGD(EvasionAttack):
         if not self.clip:
             low, high = low - self.eps, high + self.eps
         adversarial = empty(x.shape, np.float32, like=x)
+        here = world()
+        check_same(classifier.device, x=x, y=labels)
+        own, shown = here.part(len(x)), self.verbose and here.rank == 0
         with (
-            isolated_rng(self.seed),
+            isolated_rng(here.seed(self.seed)),
             torch.enable_grad(),
             borrow(
                 classifier,
@@ -148,9 +155,9 @@ class TorchAttacksPGD(EvasionAttack):
         ):
             module.train(self.training_mode)
             attack = self._torchattack(module, high - low)
-            starts = range(0, len(x), self.batch_size)
-            for start in tqdm(starts, desc="Adversarial examples", disable=None if self.verbose else True, leave=False):
-                part = slice(start, start + self.batch_size)
+            starts = range(own.start, own.stop, self.batch_size)
+            for start in tqdm(starts, desc="Adversarial examples", disable=None if shown else True, leave=False):
+                part = slice(start, min(start + self.batch_size, own.stop))
                 pixels = to_float(torch.from_numpy(x[part]).to(classifier.device), clip_values)
                 images = ((pixels - low) / (high - low)).clamp_(0, 1)
                 if y is None:
@@ -160,6 +167,7 @@ class TorchAttacksPGD(EvasionAttack):
                 found = self._strongest(attack, module, images, target).cpu().numpy()
                 # Batch by batch, so that no second array of this size is needed.
                 adversarial[part] = self._in_pixels(found, to_float(x[part], clip_values), low, high)
+        exchange(adversarial, classifier.device)
         return adversarial
 
     def _in_pixels(self, found: np.ndarray, x: np.ndarray, low: float, high: float) -> np.ndarray:

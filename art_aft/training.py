@@ -19,9 +19,11 @@ from art_aft.batches import Augmentation, Batches, EachBatch, EachEpoch, batch_s
 from art_aft.checkpoints import Checkpoint
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import check_data
+from art_aft.data_parallel import data_parallel
 from art_aft.devices import PRECISIONS
 from art_aft.pixel_module import PixelModule, borrow
 from art_aft.pixels import to_float
+from art_aft.processes import check_same, world
 from art_aft.rng import isolated_rng
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -121,6 +123,8 @@ def fit(
     Train a classifier in place, through its own `fit_generator` on batches that live on its device.
 
     Modes, memory formats and the global generators are left as they were; the same seed gives the same weights.
+    Within `across_processes()` each process takes a part of every batch; hooks are called in all of them, with whole
+    batches.
 
     :param classifier: The classifier; its own optimizer is used only where `recipe.learning_rate` is None.
     :param x: Images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
@@ -139,12 +143,14 @@ def fit(
     :param loss: Another loss than the classifier's own, on logits and label indices.
     :param verbose: Whether to show a progress bar.
     :param description: The progress bar's title.
-    :raises ValueError: If the data do not fit the classifier, or it has no optimizer where its own is needed.
+    :raises ValueError: If the data do not fit the classifier, or it has no optimizer where its own is needed, or
+        labels, recipe or checkpoint differ between processes.
     """
     x, labels = check_data(classifier, x, y, in_range=in_range)
     if recipe.learning_rate is None and classifier.optimizer is None:
         raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
     device, clip_values = classifier.device, check_clip_values("clip_values", classifier.clip_values)
+    check_same(device, y=labels, recipe=repr(recipe))
     batches = Batches(
         _on(device, x),
         torch.from_numpy(labels).to(device),
@@ -164,6 +170,7 @@ def fit(
         batches.clean = _on(device, check_data(classifier, clean[0], labels)[0]), share
     if batches.total_steps == 0:
         return
+    verbose = verbose and world().rank == 0
     with isolated_rng(recipe.seed), borrow(classifier, precision=recipe.precision) as module:
         module.freeze_bn = recipe.freeze_bn
         optimizer = _optimizer(classifier, module, recipe)
@@ -182,7 +189,7 @@ def fit(
         def finished(epoch: int) -> None:
             if after_epoch:
                 bar.set_postfix(after_epoch(epoch) or {})
-            if saved:
+            if saved and world().rank == 0:
                 saved.write(epoch)
 
         batches.each_epoch, batches.each_batch = _then_train(module, each_epoch), _then_train(module, each_batch)
@@ -190,10 +197,12 @@ def fit(
         parts = [module, optimizer, *([scheduler] if scheduler else []), *also]
         saved = Checkpoint(checkpoint, repr(recipe), parts, batches) if checkpoint else None
         done = saved.read() if saved else 0
+        check_same(device, checkpoint=str(done))
         bar.update(batches.steps)
         hook = optimizer.register_step_post_hook(stepped)
         try:
-            _worker(classifier, module, optimizer, loss or classifier.loss).fit_generator(
+            network, objective = data_parallel(module, loss or classifier.loss, batches)
+            _worker(classifier, network, optimizer, objective).fit_generator(
                 # The loader draws a seed for worker processes that there are none of; its own generator spares ours.
                 PyTorchDataGenerator(
                     DataLoader(batches, batch_size=None, generator=torch.Generator()),
@@ -228,7 +237,7 @@ def _then_train(module: PixelModule, hook: Callable[..., Any] | None) -> Callabl
 
 
 def _worker(
-    classifier: PyTorchClassifier, module: PixelModule, optimizer: torch.optim.Optimizer, loss: torch.nn.Module
+    classifier: PyTorchClassifier, module: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.nn.Module
 ) -> PyTorchClassifier:
     """
     Return ART's classifier around the borrowed module, which has the preprocessing inside.

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import SHAPE, gradient_flags, modes, same_weights, tiny_classifier, tiny_data, weights
 
 from art_aft import TorchAttacksPGD
 from art_aft.classifier import build_classifier
 from art_aft.folding import fold_batch_norm
 from art_aft.pixel_module import borrow
-from tests.conftest import SHAPE, gradient_flags, modes, same_weights, tiny_classifier, tiny_data, weights
 
 
 class Branching(torch.nn.Module):

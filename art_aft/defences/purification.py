@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from art_aft.checks import check_choice, check_flag
 from art_aft.classifier import check_classifier, clone, load_data
+from art_aft.processes import check_same, from_first
 from art_aft.registry import Registry
 from art_aft.rng import isolated_rng
 from art_aft.training import Recipe
@@ -82,7 +83,8 @@ class Purification(Transformer, metaclass=_WithPresets):
             one is purified itself, from its own weights, and returned.
         :param y: The images' labels, as indices or one-hot; None with a loader.
         :return: The purified classifier.
-        :raises ValueError: If the data do not fit the classifier.
+        :raises ValueError: If the data do not fit the classifier, or data or settings differ between processes that
+            work together.
         """
         if transformed_classifier is not None:
             check_classifier("transformed_classifier", transformed_classifier)
@@ -90,8 +92,11 @@ class Purification(Transformer, metaclass=_WithPresets):
         purified = clone(self.classifier) if transformed_classifier is None else transformed_classifier
         if getattr(self, "learning_rate", 0.0) is None and purified.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
+        check_same(purified.device, x=checked[0], y=checked[1], settings=repr(self.get_params()))
         with isolated_rng():
             self._purify(purified, *checked)
+        # Across processes all return the same classifier, also where each has worked and rounded for itself.
+        from_first([*purified.model.parameters(), *purified.model.buffers()])
         purified.model.eval()
         return purified
 

@@ -1,0 +1,26 @@
+"""Work shared by several GPUs or CPUs: `torchrun --nproc-per-node 2 examples/several_processes.py`."""
+
+from art_aft import AdversarialFineTuning, AllToOne, build_classifier, evaluate, poison
+from art_aft.datasets import digits, split_clean
+from art_aft.perturbations import Blend
+from art_aft.processes import across_processes
+from art_aft.training import Recipe, fit
+
+# Every process runs all of this file, with the same data and the same seeds.
+data = digits(seed=0)
+clean, rest = split_clean(data.y_train, 0.1, seed=0)
+attack, labels = Blend(), AllToOne(0)
+planted = poison(data.x_train[rest], data.y_train[rest], attack, labels, rate=0.1, seed=0)
+
+with across_processes() as here:
+    # Inside the block, so that each process's classifier is on a GPU of its own, where there are some.
+    classifier = build_classifier("wrn-10-1", input_shape=data.input_shape, nb_classes=10)
+    recipe = Recipe(nb_epochs=12, batch_size=64, learning_rate=0.1, schedule="one_cycle", weight_decay=1e-4)
+    fit(classifier, planted.x, planted.y, recipe)
+
+    defence = AdversarialFineTuning(classifier, eps=0.1, batch_size=32, learning_rate=0.02, padding=0, mirror=False)
+    purified = defence(data.x_train[clean], y=data.y_train[clean])
+
+if here.rank == 0:  # all have the same two classifiers
+    print("before:", evaluate(classifier, data.x_test, data.y_test, attack, labels))
+    print("after: ", evaluate(purified, data.x_test, data.y_test, attack, labels))
