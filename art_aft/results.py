@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from art_aft import figures
-from art_aft.artefacts import ARTEFACTS, Artefact, Scale
+from art_aft.artefacts import ARTEFACTS, Artefact
 from art_aft.grid import run_grid
 from art_aft.infection import Row, environment
 from art_aft.report import DEFENCE_TITLES
+from art_aft.scales import Scale
 
 SCALE_NAMES = {"smoke": "digits, far too short, to see that it runs", "cpu": "two cores", "full": "the paper's size"}
 
@@ -136,8 +137,10 @@ def _entries(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, flo
         attack, name = row["infection"]["attack"], row["defence"]
         if not row["clean_data"] and row["settings"].get("padding") == 0:
             name = "aft_not_augmented"
+        elif row["settings"].get("preset") == "shared":
+            name = "aft_shared"
         found.setdefault((name, attack), []).append((100 * row["acc"], 100 * row["asr"]))
-        if "stage_2" in row and row["clean_data"]:
+        if name == "aft" and "stage_2" in row and row["clean_data"]:
             stage = row["stage_2"]
             found.setdefault(("aft_stage_2", attack), []).append((100 * stage["acc"], 100 * stage["asr"]))
     return found
@@ -147,8 +150,14 @@ def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     entries, theirs = _entries(rows), artefact.paper or {}
     comparable = rows[0]["scale"] != "smoke"
     attacks = list(dict.fromkeys(attack for _, attack in entries))
-    names = [name for name in dict.fromkeys(name for name, _ in entries) if name in theirs or name == "none"]
-    titles = {**DEFENCE_TITLES, "aft_stage_2": "AFT, Stage 2", "aft_not_augmented": "AFT, not augmented"}
+    known = {*theirs, "none", "aft_shared"}
+    names = [name for name in dict.fromkeys(name for name, _ in entries) if name in known]
+    titles = {
+        **DEFENCE_TITLES,
+        "aft_stage_2": "AFT, Stage 2",
+        "aft_not_augmented": "AFT, not augmented",
+        "aft_shared": "AFT, shared perturbations",
+    }
     lines = []
     for name in names:
         line = [titles.get(name, name)]

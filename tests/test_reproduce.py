@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from art_aft import artefacts, cli, figures, paper, results
-from art_aft.artefacts import ARTEFACTS, SCALES, scale
+from art_aft.artefacts import ARTEFACTS
 from art_aft.defences import DEFENCES
+from art_aft.scales import SCALES, scale
 from art_aft.tasks import TASKS
 
 RESULTS = Path(__file__).parent.parent / "examples" / "results"
@@ -119,6 +120,15 @@ def test_a_table_shows_mean_deviation_and_the_difference_to_the_paper(tmp_path):
     deviation = np.std([2, 4, 9], ddof=1)
     expected = f"82.0 ±2.0 / 5.0 ±{deviation:.1f} ({acc:.1f} / {asr:.1f}: {82 - acc:+.1f} / {5 - asr:+.1f})"
     assert expected in text
+
+
+def test_shared_perturbations_have_a_line_of_their_own(tmp_path):
+    shared = rows_of([(79, 4)], settings={"preset": "shared"}, stage_2={"acc": 0.1, "asr": 0.2})
+    record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows_of([(80, 2)]) + shared}
+    (tmp_path / "table2-cpu.json").write_text(json.dumps(record))
+    lines = results.section(tmp_path / "table2-cpu.json").splitlines()
+    assert "| AFT, shared perturbations | 79.0 / 4.0 |" in lines
+    assert any(line.startswith("| AFT | 80.0 / 2.0 (") for line in lines)
 
 
 def test_stage_2_has_a_line_of_its_own(tmp_path):

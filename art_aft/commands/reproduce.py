@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from art_aft.artefacts import ARTEFACTS, SCALES, scale
+from art_aft.artefacts import ARTEFACTS
 from art_aft.perturbations import PERTURBATIONS
 from art_aft.results import page, reproduce, section
+from art_aft.scales import SCALES, scale
 
 
 def add(commands: Any) -> None:

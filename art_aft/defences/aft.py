@@ -89,7 +89,7 @@ class AdversarialFineTuning(Tuning, Purification):
             "norm": 2,
             "clean_share": 0.5,
             "clean_epochs": 0,
-            "learning_rate": 0.05,
+            "learning_rate": 0.1,
             "schedule": "one_cycle",
             "batch_size": 64,
             "weight_decay": 1e-4,

@@ -1,0 +1,130 @@
+"""How large the paper's experiments are made: a glance on digits, two cores, or the paper's own size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from art_aft.infection import Infection
+from art_aft.recipes import RECIPES
+from art_aft.training import Recipe
+
+
+@dataclass(frozen=True)
+class Scale:
+    """
+    How large the experiments are.
+
+    :param name: "smoke", "cpu" or "full".
+    :param data: The folder of the data sets; None takes digits for all of them.
+    :param recipes: By model, how it is trained.
+    :param clean_share: The share of clean images that the defender has.
+    :param subsets: How many clean subsets are averaged over.
+    :param targets: The attacker's labels that Figs. 1, 4 and 5 have a model for.
+    :param rates: The poisoning ratios of Fig. 9.
+    :param n_images: Adversarial examples for a label matrix or a distance.
+    :param attack: Their settings, where they are not the defaults.
+    :param epochs: The points of Fig. 3.
+    :param quick: Settings that make every defence short, by defence.
+    """
+
+    name: str
+    data: Path | None = None
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    clean_share: float = 0.05
+    subsets: int = 3
+    targets: Sequence[int] = (0,)
+    rates: Sequence[float] = (0.01, 0.05, 0.1)
+    n_images: int = 10_000
+    attack: Mapping[str, Any] = field(default_factory=dict)
+    epochs: Sequence[int] = (1, 2, 3, 4, 5)
+    quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def infection(self, attack: str, dataset: str = "cifar10", **changes: Any) -> Infection:
+        """Return the infected model that the paper has in such a cell, at this scale."""
+        dynamic = attack in ("input_aware", "wanet")
+        model = (
+            "resnet-18" if dataset in ("tiny_imagenet", "imagenet10") else "preactresnet-18" if dynamic else "wrn-16-1"
+        )
+        settings: dict[str, Any] = {
+            "attack": attack,
+            "data": "digits" if self.data is None else str(self.data / dataset),
+            "model": "wrn-10-1" if self.data is None else model,
+            "recipe": self.recipes[model],
+            "clean_share": self.clean_share,
+        }
+        if attack == "wanet":
+            settings |= {"per_batch": True, "cover_ratio": 2.0}
+        if dynamic and self.data is not None and dataset == "cifar10":
+            settings["normalise"] = True
+        return Infection(**{**settings, **changes})
+
+    @property
+    def examples(self) -> dict[str, Any]:
+        """The settings of a label matrix or a distance."""
+        return {"n_images": self.n_images, **self.attack}
+
+    def settings(self, defence: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return a defence's settings: the paper's, unless others are given, cut short where the scale says so."""
+        return {**({"preset": "paper"} if settings is None else settings), **self.quick.get(defence, {})}
+
+
+_SHORT = RECIPES["short"]
+_SMOKE = replace(RECIPES["digits"], nb_epochs=8)
+_BRIEF: Mapping[str, Any] = {"nb_epochs": 1, "batch_size": 64, "padding": 1}
+_SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "recipes": {"wrn-16-1": _SMOKE, "preactresnet-18": _SMOKE, "resnet-18": _SMOKE},
+        "clean_share": 0.1,
+        "subsets": 1,
+        "targets": (0, 1),
+        "rates": (0.01, 0.1),
+        "n_images": 200,
+        "attack": {"eps": 0.1},  # digits need more than photographs
+        "epochs": (1, 2),
+        "quick": {
+            "aft": {**_BRIEF, "max_iter": 2},
+            "fine_tuning": _BRIEF,
+            "fine_pruning": _BRIEF,
+            "nad": {**_BRIEF, "teacher_epochs": 1},
+            "neural_cleanse": {**_BRIEF, "steps": 5, "images_per_step": 64},
+        },
+    },
+    "cpu": {
+        "recipes": {
+            "wrn-16-1": RECIPES["paper"],
+            "preactresnet-18": _SHORT,
+            "resnet-18": replace(RECIPES["resnet"], nb_epochs=5, milestones=(), schedule="one_cycle"),
+        },
+        "targets": (0, 3, 6),
+        "quick": {"neural_cleanse": {"preset": None, "steps": 200}},
+    },
+    "full": {
+        "recipes": {
+            "wrn-16-1": RECIPES["paper"],
+            "preactresnet-18": RECIPES["long"],
+            "resnet-18": RECIPES["resnet"],
+        },
+        "targets": tuple(range(10)),
+        "rates": (0.01, 0.02, 0.05, 0.1),
+        "epochs": tuple(range(1, 11)),
+    },
+}
+SCALES = tuple(_SCALES)
+
+
+def scale(name: str, data: str | Path | None = None) -> Scale:
+    """
+    Return a scale by its name.
+
+    :param name: "smoke" (digits, seconds), "cpu" (real data, two cores) or "full" (the paper's size, for a GPU).
+    :param data: The folder that cifar10/, gtsrb/, tiny_imagenet/ and imagenet10/ lie in; not for "smoke".
+    :raises ValueError: If there is no such scale, or it needs data.
+    """
+    if name not in _SCALES:
+        raise ValueError(f"scale: got {name!r}, expected one of: {', '.join(SCALES)}")
+    if name != "smoke" and data is None:
+        raise ValueError(f"data: got none with scale {name!r}, expected the folder of the data sets")
+    return Scale(name, None if name == "smoke" or data is None else Path(data), **_SCALES[name])
