@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/art-aft demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -99,7 +99,8 @@ _SCALES: dict[str, dict[str, Any]] = {
             "resnet-18": replace(RECIPES["resnet"], nb_epochs=5, milestones=(), schedule="one_cycle"),
         },
         "targets": (0, 3, 6),
-        "quick": {"neural_cleanse": {"preset": None, "steps": 200}},
+        # A wider net than the default, for triggers that are no patch; the paper's rows flag all of the three.
+        "quick": {"neural_cleanse": {"preset": None, "steps": 200, "largest_suspect": 0.75}},
     },
     "full": {
         "recipes": {

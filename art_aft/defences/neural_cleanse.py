@@ -62,7 +62,8 @@ class NeuralCleanse(Tuning, Purification):
     :param mitigation: "unlearning", fine-tuning with stamped images under their true labels, or "pruning" of the
         channels that the found trigger excites most.
     :param anomaly_threshold: The anomaly index above which a small trigger is suspicious.
-    :param largest_suspect: The largest suspicious norm, as a share of the median norm, in (0, 1].
+    :param largest_suspect: The largest suspicious norm, as a share of the median norm, in (0, 1]. On the clean and
+        infected models in `examples/results/` planted patches had up to 0.26 of it, other labels 0.53 or more.
     :param stamped_share: The share of the images, in (0, 1], that are stamped with a found trigger for unlearning.
     :param steps: The most steps of the search, each a pass over `images_per_step` images.
     :param images_per_step: Images a step.
@@ -86,7 +87,7 @@ class NeuralCleanse(Tuning, Purification):
     _: KW_ONLY
     mitigation: str = "unlearning"
     anomaly_threshold: float = 2.0
-    largest_suspect: float = 0.75
+    largest_suspect: float = 0.5
     stamped_share: float = 0.2
     steps: int = 200
     images_per_step: int = 256

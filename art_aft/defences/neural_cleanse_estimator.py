@@ -83,7 +83,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         images_per_step: int = 256,
         classes_at_once: int | None = None,
         anomaly_threshold: float = 2.0,
-        largest_suspect: float = 0.75,
+        largest_suspect: float = 0.5,
         stamped_share: float = 0.2,
         recipe: Recipe | None = None,
         filter_quantile: float = 0.95,

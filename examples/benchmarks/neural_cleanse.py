@@ -32,12 +32,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="other than the recipe's")
     parser.add_argument("--clean-share", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--store", type=Path, help="where models are kept")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file for the rows")
     options = parser.parse_args()
     rows: list[Row] = []
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         recipe = replace(RECIPES[options.recipe], seed=seed)
         if options.epochs is not None:
             recipe = replace(recipe, nb_epochs=options.epochs)
@@ -75,7 +76,9 @@ def main() -> None:
             print({key: row[key] for key in ("infected", "seed", "flagged", "norms", "seconds")}, flush=True)
     command = f"python examples/benchmarks/neural_cleanse.py --data {Path(options.data).name} --model {options.model} "
     command += f"--recipe {options.recipe} --clean-share {options.clean_share} --seeds {options.seeds} "
-    command += f"--steps {options.steps}" + (f" --epochs {options.epochs}" if options.epochs is not None else "")
+    command += f"--steps {options.steps} --first-seed {options.first_seed}" + (
+        f" --epochs {options.epochs}" if options.epochs is not None else ""
+    )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"command": command, **environment(), "rows": rows}, indent=2) + "\n")
 
