@@ -69,8 +69,11 @@ def test_clean_data_are_repeated_over_three_subsets():
     cells = ARTEFACTS["table2"].cells(scale("cpu", "somewhere"))
     for attack in artefacts.ATTACKS:
         for defence in (*artefacts.RIVALS, "aft"):
-            own = [c.subset for c in cells if (c.infection.attack, c.defence) == (attack, defence)]
-            assert own == [0, 1, 2]
+            own = [c for c in cells if (c.infection.attack, c.defence) == (attack, defence)]
+            presets = {c.settings["preset"] for c in own}
+            assert presets == {"aft": {"paper", "shared"}, "neural_cleanse": {None}}.get(defence, {"paper"})
+            for preset in presets:
+                assert [c.subset for c in own if c.settings["preset"] == preset] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("name", "labels", "rate"), [("table4", "all-to-all", 0.1), ("table6", "all-to-one", 0.01)])
