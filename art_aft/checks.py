@@ -83,6 +83,21 @@ def check_images(
     :param allow_empty: Whether N may be 0.
     :param allow_8bit: Whether uint8 is allowed, where 0 to 255 stand for the whole of `clip_values`.
     """
+    check_layout(name, x, input_shape=input_shape, allow_empty=allow_empty, allow_8bit=allow_8bit)
+    if x.size and x.dtype != np.uint8:
+        check_pixels(name, x, clip_values)
+    return x
+
+
+def check_layout(
+    name: str,
+    x: Any,
+    *,
+    input_shape: Sequence[int] | None = None,
+    allow_empty: bool = False,
+    allow_8bit: bool = False,
+) -> None:
+    """Check what `check_images` does, but for the values of the pixels."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a numpy array of images")
     shape = "(N, C, H, W) or (N, H, W, C)" if input_shape is None else f"(N, {', '.join(map(str, input_shape))})"
@@ -91,23 +106,28 @@ def check_images(
     if not (np.issubdtype(x.dtype, np.floating) or (allow_8bit and x.dtype == np.uint8)):
         also = " or uint8" if allow_8bit else ""
         raise TypeError(f"{name}: got dtype {x.dtype}, expected floating-point{also} pixels")
-    if x.size == 0:
-        if allow_empty and len(x) == 0:
-            return x
+    if x.size == 0 and not (allow_empty and len(x) == 0):
         raise ValueError(f"{name}: got an empty set of shape {x.shape}, expected at least one image")
-    if x.dtype == np.uint8:
-        return x
+
+
+def check_pixels(name: str, x: np.ndarray, clip_values: tuple[float, float] | None) -> None:
+    """
+    Check that floating-point pixels, at least one, are finite and in range.
+
+    :param name: The argument's name.
+    :param x: The pixels, of any shape.
+    :param clip_values: The pixel range (low, high); None is any.
+    """
     least, greatest = float(x.min()), float(x.max())
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise ValueError(f"{name}: got NaN or infinite pixels, expected finite ones")
     if clip_values is None:
-        return x
+        return
     low, high = clip_values
     # Standard float32 arithmetic on valid pixels may overshoot the range by a rounding error.
     slack = 1e-5 * (high - low)
     if least < low - slack or greatest > high + slack:
         raise ValueError(f"{name}: got pixels in [{least:g}, {greatest:g}], expected clip_values [{low:g}, {high:g}]")
-    return x
 
 
 def check_labels(name: str, y: Any, *, nb_classes: int | None = None, nb_samples: int | None = None) -> np.ndarray:

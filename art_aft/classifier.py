@@ -130,7 +130,8 @@ def load_data(
     Check images and labels against a classifier, and read them where they come from a loader.
 
     :param classifier: The classifier that they are for.
-    :param x: Images, or a loader of images and labels: torch's `DataLoader` or ART's `PyTorchDataGenerator`.
+    :param x: Images, or a loader of images and labels: torch's `DataLoader` or ART's `PyTorchDataGenerator`. A
+        read-only array is copied: a `memmap` that does not fit in memory is opened with mode "c".
     :param y: Labels, as indices or one-hot; None with a loader.
     :param max_images: The most images that are wanted, drawn at random where there are more; None is all.
     :param seed: The seed of the draw.

@@ -6,6 +6,7 @@ Outside that context every process works for itself, also under torchrun: `world
 
 from __future__ import annotations
 
+import importlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -103,6 +104,9 @@ def _start(stack: ExitStack, timeout: float) -> None:
                 "machine (or CUDA_VISIBLE_DEVICES='' for work on the CPU)"
             )
         stack.enter_context(torch.cuda.device(local))
+    # Loaded before there is a group: its functions take the current one for a default argument, and keep it. The group
+    # would then outlive its end, and its threads would sometimes crash the interpreter as that exits.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     stack.callback(dist.destroy_process_group)
 

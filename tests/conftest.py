@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,16 @@ def with_history(model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: to
     torch.nn.functional.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long)).backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def assert_backdoor_removed(printed: str) -> None:
+    """Check what an example prints: the scores before in one line, those after in another."""
+    before, after = (
+        {key: float(value) for key, value in re.findall(r"(acc|asr)=([\d.]+)", line)} for line in printed.splitlines()
+    )
+    assert before["asr"] >= 0.95
+    assert after["asr"] <= 0.05
+    assert after["acc"] >= before["acc"] - 0.12
 
 
 def tiny_data(n: int = 24, *, seed: int = 0, nb_classes: int = NB_CLASSES) -> tuple[np.ndarray, np.ndarray]:

@@ -71,7 +71,7 @@ def test_stamping_is_a_ratio_of_paired_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stamping.py", "--images", "3", "--repeats", "2", "--output", str(output)])
     stamping.main()
     rows = json.loads(output.read_text())["rows"]
-    assert {row["trigger"] for row in rows if row["than"] == "insert_image"} == set(stamping.PERTURBATIONS)
+    assert {row["trigger"] for row in rows if row["than"] == "insert_image"} > set(stamping.PERTURBATIONS)
     assert [row["trigger"] for row in rows if row["than"] == "grid_sample"] == ["wanet"]
     for row in rows:
         least, greatest = row["range"]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import assert_backdoor_removed
 
 from art_aft import cli, commands
 from art_aft.report import text_table
@@ -137,11 +138,5 @@ def test_an_example_is_short_and_removes_its_backdoor(name, tmp_path):
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=200, check=True, cwd=tmp_path, env=ONE_THREAD
     )
-    before, after = (
-        {key: float(value) for key, value in re.findall(r"(acc|asr)=([\d.]+)", line)}
-        for line in done.stdout.splitlines()
-    )
-    assert before["asr"] >= 0.95
-    assert after["asr"] <= 0.05
-    assert after["acc"] >= before["acc"] - 0.12
+    assert_backdoor_removed(done.stdout)
     assert os.listdir(tmp_path) == []

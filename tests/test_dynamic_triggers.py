@@ -1,12 +1,13 @@
 """WaNet and Input-aware against hand-made fields, masks and patterns; poisoning batch by batch."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from art_aft.perturbations import InputAware, WaNet
+from art_aft.perturbations import PERTURBATIONS, InputAware, WaNet
 from art_aft.poisoning import AllToAll, AllToOne, BatchPoisoning, poison
 
 
@@ -265,3 +266,17 @@ def test_8_bit_images_are_stamped_as_floats_and_rounded():
     assert np.abs(planted.x[chosen].astype(int) - expected).max() <= 1
     assert (planted.x[chosen] == expected).mean() > 0.99
     np.testing.assert_array_equal(planted.x[~chosen], x[~chosen])
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_a_set_in_parts_is_stamped_as_one_image_after_the_other_is(name, count):
+    trigger = PERTURBATIONS[name]()
+    x = np.random.default_rng(0).random((count, 3, 32, 32), dtype=np.float32)
+    x.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        triggered = trigger(x)
+    some = np.random.default_rng(1).permutation(count)[:3]
+    np.testing.assert_allclose(triggered[some], [trigger(x[i : i + 1])[0] for i in some], rtol=0, atol=1e-5)
+    assert not np.array_equal(triggered, x)

@@ -11,7 +11,7 @@ import numpy as np
 import processes_worker
 import pytest
 import torch
-from conftest import same_weights, tiny_classifier, tiny_data, untouched
+from conftest import assert_backdoor_removed, same_weights, tiny_classifier, tiny_data, untouched
 
 from art_aft.batches import batch_sizes
 from art_aft.processes import World, across_processes, check_same, exchange, from_first, number_of_first, world
@@ -113,13 +113,7 @@ def test_the_example_is_short_and_removes_its_backdoor(tmp_path):
     assert len(script.read_text().splitlines()) < 40
     done = torchrun(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-5000:]
-    before, after = (
-        {key: float(value) for key, value in re.findall(r"(acc|asr)=([\d.]+)", line)}
-        for line in done.stdout.splitlines()
-    )
-    assert before["asr"] >= 0.95
-    assert after["asr"] <= 0.05
-    assert after["acc"] >= before["acc"] - 0.12
+    assert_backdoor_removed(done.stdout)
 
 
 class TestWorld:

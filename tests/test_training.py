@@ -26,10 +26,11 @@ from conftest import (
 from scipy.stats import binomtest, chisquare
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from art_aft.batch_norm import recalibrate_batch_norm
 from art_aft.batches import Augmentation, batch_sizes
 from art_aft.checkpoints import BestEpoch
 from art_aft.classifier import build_classifier, clone
-from art_aft.training import Recipe, fit, recalibrate_batch_norm
+from art_aft.training import Recipe, fit
 
 
 def recipe(**settings):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.batch_norm import recalibrate_batch_norm
 from art_aft.batches import Augmentation
 from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
@@ -19,7 +20,7 @@ from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.large_data import chunks, empty, take
 from art_aft.pixels import to_float
-from art_aft.training import fit, recalibrate_batch_norm
+from art_aft.training import fit
 from art_aft.universal import universal_perturbations
 
 

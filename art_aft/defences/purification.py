@@ -34,7 +34,7 @@ class _WithPresets(abc.ABCMeta):
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        constructor = inspect.signature(cls.__init__)  # type: ignore[misc]
+        constructor = inspect.signature(inspect.getattr_static(cls, "__init__"))
         return constructor.replace(parameters=list(constructor.parameters.values())[1:])
 
 

@@ -57,17 +57,17 @@ class BadNets(Perturbation):
         if not np.isin(self.mask, (0, 1)).all():
             raise ValueError("mask: got other values, expected zeros and ones")
 
-    def _stamp(self, x: np.ndarray) -> None:
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
         height, width = x.shape[2:]
         if self.pattern is None:
             cell = max(1, int(min(height, width) / 32 + 0.5))
-            pattern = self._to_range(np.kron(GRID, np.ones((cell, cell))))
+            pattern = self._to_range(GRID.repeat(cell, axis=0).repeat(cell, axis=1))
         else:
             pattern = self.pattern
         if pattern.ndim == 3:
             if pattern.shape != x.shape[1:]:
                 raise ValueError(f"pattern: got shape {pattern.shape}, expected that of the images, {x.shape[1:]}")
-            area = x
+            area = out
         else:
             bottom, right = height - self.margin, width - self.margin
             top, left = bottom - pattern.shape[0], right - pattern.shape[1]
@@ -75,5 +75,6 @@ class BadNets(Perturbation):
                 raise ValueError(
                     f"pattern: got {pattern.shape} with margin {self.margin}, expected one that fits {height}x{width}"
                 )
-            area = x[:, :, top:bottom, left:right]
+            area = out[:, :, top:bottom, left:right]
+        np.copyto(out, x)
         np.copyto(area, pattern.astype(x.dtype), where=True if self.mask is None else self.mask.astype(bool))

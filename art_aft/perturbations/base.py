@@ -5,11 +5,11 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from art_aft.checks import check_clip_values, check_flag, check_images
+from art_aft.checks import check_clip_values, check_flag, check_layout, check_pixels
 from art_aft.pixels import to_8bit, to_float
 from art_aft.registry import Registry
 
@@ -24,6 +24,9 @@ class Perturbation(abc.ABC):
     :raises TypeError: If an argument is of another type.
     """
 
+    # Pixel values that are worked on at a time: few enough to stay in the processor's cache from check to clip.
+    _AT_ONCE: ClassVar[int] = 2**18
+
     def __init__(self, *, channels_first: bool = True, clip_values: tuple[float, float] = (0.0, 1.0)) -> None:
         self.channels_first = check_flag("channels_first", channels_first)
         self.clip_values = check_clip_values("clip_values", clip_values)
@@ -37,19 +40,25 @@ class Perturbation(abc.ABC):
         :raises ValueError: If the shape or the pixels do not fit.
         :raises TypeError: If `x` is not a floating-point array.
         """
-        check_images("x", x, clip_values=self.clip_values, allow_empty=True)
-        triggered = x.copy()
-        if x.size:
-            self._stamp(triggered if self.channels_first else np.moveaxis(triggered, -1, 1))
-            np.clip(triggered, *self.clip_values, out=triggered)
+        check_layout("x", x, allow_empty=True)
+        triggered = np.empty(x.shape, x.dtype)
+        size = max(1, self._AT_ONCE // max(1, x[:1].size))
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            check_pixels("x", part, self.clip_values)
+            stamped = triggered[start : start + size]
+            images, out = (array if self.channels_first else np.moveaxis(array, -1, 1) for array in (part, stamped))
+            self._stamp(images, out)
+            np.clip(stamped, *self.clip_values, out=stamped)
         return triggered
 
     @abc.abstractmethod
-    def _stamp(self, x: np.ndarray) -> None:
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
         """
-        Put the trigger on the images, in place; values out of range are clipped afterwards.
+        Write some of the images to `out` with their trigger; values out of range are clipped afterwards.
 
-        :param x: At least one image, of shape (N, C, H, W) whatever `channels_first` is.
+        :param x: At least one image, of shape (N, C, H, W) whatever `channels_first` is; not to be changed.
+        :param out: Where the triggered images go, of the same shape and type.
         """
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -67,11 +67,11 @@ class Blend(Perturbation):
             if not ((self.pattern >= low) & (self.pattern <= high)).all():
                 raise ValueError(f"pattern: got values outside clip_values [{low:g}, {high:g}]")
 
-    def _stamp(self, x: np.ndarray) -> None:
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
         pattern = self.pattern
         if pattern is None:
             pattern = self._to_range(noise_picture(self.seed, *x.shape[1:], grid_size=self.grid_size))
         if pattern.shape != x.shape[1:]:
             raise ValueError(f"pattern: got shape {pattern.shape}, expected that of the images, {x.shape[1:]}")
-        x *= x.dtype.type(1.0 - self.ratio)
-        x += (self.ratio * pattern).astype(x.dtype)
+        np.multiply(x, x.dtype.type(1.0 - self.ratio), out=out)
+        out += (self.ratio * pattern).astype(x.dtype)

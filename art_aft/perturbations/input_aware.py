@@ -80,6 +80,9 @@ class InputAware(Perturbation):
     :raises ValueError: If an argument is out of its range.
     """
 
+    # Networks have a cost of their own for each call.
+    _AT_ONCE = 2**22
+
     def __init__(
         self,
         *,
@@ -149,15 +152,15 @@ class InputAware(Perturbation):
         partner[order] = np.roll(order, 1)
         covers = x.copy()
         images = covers if self.channels_first else np.moveaxis(covers, -1, 1)
-        self._apply(images, images[partner])
+        self._apply(images, images[partner], images)
         return np.clip(covers, *self.clip_values, out=covers)
 
-    def _stamp(self, x: np.ndarray) -> None:
-        self._apply(x, x)
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
+        self._apply(x, x, out)
 
     @torch.no_grad()
-    def _apply(self, x: np.ndarray, source: np.ndarray, batch_size: int = 256) -> None:
-        """Put the triggers of `source` on images (N, C, H, W), in place."""
+    def _apply(self, x: np.ndarray, source: np.ndarray, out: np.ndarray, batch_size: int = 256) -> None:
+        """Write images (N, C, H, W) with the triggers of `source` to `out`, which may be `x`."""
         side = 2**self.levels
         if x.shape[1] != self.in_channels or x.shape[2] % side or x.shape[3] % side:
             raise ValueError(
@@ -172,7 +175,7 @@ class InputAware(Perturbation):
                 for array in (x, source)
             )
             triggered = self.compose(images.to(self.device), sources.to(self.device)).cpu().numpy()
-            x[part] = low + (high - low) * triggered
+            out[part] = low + (high - low) * triggered
 
     def fit(
         self,

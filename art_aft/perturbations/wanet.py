@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,19 @@ import torch
 
 from art_aft.checks import check_flag, check_images, check_integer, check_number
 from art_aft.perturbations.base import Perturbation, register
+
+
+@lru_cache(maxsize=8)
+def _grid(control_points: bytes, height: int, width: int, strength: float, rescale: float) -> np.ndarray:
+    """Return where each pixel is sampled from, shape (height, width, 2); float64 points of shape (2, k, k) as bytes."""
+    points = np.frombuffer(control_points)
+    side = math.isqrt(len(points) // 2)
+    field = torch.nn.functional.interpolate(
+        torch.from_numpy(points.reshape(1, 2, side, side).copy()), (height, width), mode="bicubic", align_corners=True
+    )
+    columns, rows = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    warp = strength * np.moveaxis(field[0].numpy(), 0, -1) / np.array([width, height])
+    return np.clip((np.stack([columns, rows], axis=-1) + warp) * rescale, -1, 1)
 
 
 @register("wanet")
@@ -29,6 +44,9 @@ class WaNet(Perturbation):
     :param device: Where images are warped, such as "cuda"; the result is a numpy array all the same.
     :raises ValueError: If an argument is out of its range.
     """
+
+    # Sampling has a cost of its own for each call.
+    _AT_ONCE = 2**20
 
     def __init__(
         self,
@@ -68,12 +86,8 @@ class WaNet(Perturbation):
         :param width: The image's width, in pixels, at least 2.
         :return: Positions (x, y) of shape (height, width, 2), where -1 and 1 are the centres of the border pixels.
         """
-        points = torch.from_numpy(self.control_points)[None]
-        field = torch.nn.functional.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
-        columns, rows = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
         strength = self.strength * (max(1.0, min(height, width) / 32) if self.scale_with_side else 1.0)
-        warp = strength * np.moveaxis(field[0].numpy(), 0, -1) / np.array([width, height])
-        return np.clip((np.stack([columns, rows], axis=-1) + warp) * self.grid_rescale, -1, 1)
+        return _grid(self.control_points.tobytes(), height, width, strength, self.grid_rescale).copy()
 
     def cover(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """
@@ -89,20 +103,22 @@ class WaNet(Perturbation):
         if x.size:
             count, _, height, width = images.shape
             noise = rng.uniform(-1, 1, size=(count, height, width, 2)) / np.array([width, height])
-            self._warp(images, np.clip(self.grid(height, width) + noise, -1, 1))
+            self._warp(images, np.clip(self.grid(height, width) + noise, -1, 1), images)
             np.clip(covers, *self.clip_values, out=covers)
         return covers
 
-    def _stamp(self, x: np.ndarray) -> None:
-        self._warp(x, self.grid(*x.shape[2:])[None])
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
+        self._warp(x, self.grid(*x.shape[2:])[None], out)
 
-    def _warp(self, x: np.ndarray, grids: np.ndarray, batch_size: int = 256) -> None:
-        """Sample images of shape (N, C, H, W) bilinearly at one grid each, or at one for all; in place."""
+    def _warp(self, x: np.ndarray, grids: np.ndarray, out: np.ndarray, batch_size: int = 256) -> None:
+        """Sample images of shape (N, C, H, W) bilinearly at one grid each, or at one for all."""
         shared = torch.from_numpy(grids.astype(x.dtype)).to(self.device)
         for start in range(0, len(x), batch_size):
-            images = torch.from_numpy(np.ascontiguousarray(x[start : start + batch_size])).to(self.device)
+            # torch takes no read-only arrays.
+            part = np.require(x[start : start + batch_size], requirements=["C_CONTIGUOUS", "WRITEABLE"])
+            images = torch.from_numpy(part).to(self.device)
             grid = shared.expand(len(images), -1, -1, -1) if len(shared) == 1 else shared[start : start + batch_size]
             warped = torch.nn.functional.grid_sample(
                 images, grid, mode="bilinear", padding_mode="zeros", align_corners=True
             )
-            x[start : start + batch_size] = warped.cpu().numpy()
+            out[start : start + batch_size] = warped.cpu().numpy()

@@ -57,25 +57,24 @@ def new(model: str, side: int = 32) -> PyTorchClassifier:
     return classifier
 
 
-def bare(classifier: PyTorchClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the model in the best precision and memory format that there is, without any library around it."""
-    low = has_bfloat16_units(classifier.device)
-    model = clone(classifier).model.to(classifier.device)
-    if low:
-        model = model.to(memory_format=torch.channels_last)
+class Bare:
+    """A copy of the model in the best precision and memory format that there is, without any library around it."""
 
-    def call(x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
-            return model(x.contiguous(memory_format=torch.channels_last) if low else x).float()
+    def __init__(self, classifier: PyTorchClassifier) -> None:
+        self.low = has_bfloat16_units(classifier.device)
+        self.model = clone(classifier).model.to(classifier.device)
+        if self.low:
+            self.model = self.model.to(memory_format=torch.channels_last)
 
-    call.model = model  # type: ignore[attr-defined]
-    return call
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.low):
+            return self.model(x.contiguous(memory_format=torch.channels_last) if self.low else x).float()
 
 
 def bare_attack(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, batch_size: int = 128) -> None:
     """Projected gradient descent as a loop."""
-    call = bare(classifier)
-    call.model.eval().requires_grad_(False)  # type: ignore[attr-defined]
+    call = Bare(classifier)
+    call.model.eval().requires_grad_(False)
     for start in range(0, len(x), batch_size):
         clean = torch.from_numpy(x[start : start + batch_size]).to(classifier.device)
         truth = torch.from_numpy(y[start : start + batch_size]).to(classifier.device)
@@ -91,9 +90,8 @@ def bare_attack(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, bat
 
 def bare_epoch(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, batch_size: int = 128) -> None:
     """An epoch of stochastic gradient descent as a loop."""
-    call = bare(classifier)
-    model = call.model.train()  # type: ignore[attr-defined]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    call = Bare(classifier)
+    optimizer = torch.optim.SGD(call.model.train().parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     pixels, truth = torch.from_numpy(x).to(classifier.device), torch.from_numpy(y).to(classifier.device)
     for index in torch.randperm(len(x)).split(batch_size):
         optimizer.zero_grad()

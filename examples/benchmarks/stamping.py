@@ -53,37 +53,47 @@ def insertion(folder):
     return lambda x: insert_image(x, str(path), channels_first=True, random=False, x_shift=29, y_shift=29, mode="RGB")
 
 
+def table(count, repeats):
+    """Yield a row for each trigger and each thing that it is compared with, on so many images at a time."""
+    x = np.random.default_rng(0).random((count, 3, 32, 32), dtype=np.float32)
+    cases = {name: make() for name, make in PERTURBATIONS.items()}
+    # ART's patch, on the layout that it works on, as the nearest thing that ART has.
+    others = {"art add_pattern_bd": lambda x: add_pattern_bd(x, channels_first=True), "copy": np.copy}
+    with tempfile.TemporaryDirectory() as folder:
+        references = {"copy": np.copy, "insert_image": insertion(folder), "grid_sample": sampling(cases["wanet"], x)}
+        for name, trigger in {**cases, **others}.items():
+            than = ["copy"] * (name != "copy") + ["insert_image"] + ["grid_sample"] * (name == "wanet")
+            for reference in than:
+                ratio, least, greatest, rate = measure(trigger, references[reference], x, repeats)
+                yield {
+                    "trigger": name,
+                    "images": count,
+                    "images_per_second": rate,
+                    "than": reference,
+                    "times_as_long": ratio,
+                    "range": [least, greatest],
+                }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, nargs="+", default=[128, 2000], help="how many at a time")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()
-    x = np.random.default_rng(0).random((options.images, 3, 32, 32), dtype=np.float32)
-    cases = {name: make() for name, make in PERTURBATIONS.items()}
-    # ART's patch, on the layout that it works on, as the nearest thing that ART has.
-    others = {"art add_pattern_bd": lambda x: add_pattern_bd(x, channels_first=True)}
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        references = {"copy": np.copy, "insert_image": insertion(folder), "grid_sample": sampling(cases["wanet"], x)}
-        print(f"{'trigger':<20} {'images/s':>12} {'than':>14} {'times as long':>14} {'from':>9} {'to':>9}")
-        for name, trigger in {**cases, **others}.items():
-            than = ["copy"] + ["insert_image"] * (name in cases) + ["grid_sample"] * (name == "wanet")
-            for reference in than:
-                ratio, least, greatest, rate = measure(trigger, references[reference], x, options.repeats)
-                rows.append(
-                    {
-                        "trigger": name,
-                        "images_per_second": rate,
-                        "than": reference,
-                        "times_as_long": ratio,
-                        "range": [least, greatest],
-                    }
-                )
-                print(f"{name:<20} {rate:12.0f} {reference:>14} {ratio:14.4f} {least:9.4f} {greatest:9.4f}")
+    print(f"{'trigger':<20} {'images':>7} {'images/s':>12} {'than':>14} {'times as long':>14} {'from':>9} {'to':>9}")
+    for count in options.images:
+        for row in table(count, options.repeats):
+            rows.append(row)
+            spread = "{:9.4f} {:9.4f}".format(*row["range"])
+            print(
+                f"{row['trigger']:<20} {count:7d} {row['images_per_second']:12.0f} {row['than']:>14} "
+                f"{row['times_as_long']:14.4f} {spread}"
+            )
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"images": options.images, "shape": [3, 32, 32], "repeats": options.repeats, **environment()}
+        facts = {"shape": [3, 32, 32], "repeats": options.repeats, **environment()}
         options.output.write_text(json.dumps({"environment": facts, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
