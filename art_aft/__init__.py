@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from art_aft.classifier import build_classifier, clone
-from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer
+from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer, AutomaticFineTuning
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.metrics import Scores, evaluate
 from art_aft.poisoning import AllToAll, AllToOne, PoisonedData, poison
@@ -14,6 +14,7 @@ __all__ = [
     "AdversarialFineTuningTrainer",
     "AllToAll",
     "AllToOne",
+    "AutomaticFineTuning",
     "BackdoorScan",
     "PoisonedData",
     "ScanReport",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from art_aft.large_data import chunks, empty
 from art_aft.pixels import to_float
 from art_aft.processes import world
 
@@ -160,6 +161,28 @@ class Batches(IterableDataset):
 
     def _images(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return to_float(x[index].to(self.y.device), self.clip_values)
+
+
+def augmented_views(
+    x: np.ndarray, augmentation: Augmentation, n_views: int, clip_values: tuple[float, float], seed: int
+) -> np.ndarray:
+    """
+    Return augmented copies of images, one whole set after the other.
+
+    :param x: float32 or uint8 images.
+    :param augmentation: What is done to each copy.
+    :param n_views: How many copies of each image.
+    :param clip_values: The pixel range that 0 to 255 stand for.
+    :param seed: The seed of the draws.
+    :return: float32 images, mapped to a file where `x` is.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    views = empty((n_views * len(x), *x.shape[1:]), np.float32, like=x)
+    for start in range(0, len(views), len(x)):
+        for part in chunks(x):
+            seen = to_float(x[part], clip_values)
+            views[start + part.start :][: len(seen)] = augmentation(torch.from_numpy(seen), rng)
+    return views
 
 
 def batch_sizes(n: int, batch_size: int, least: int = 2) -> list[int]:

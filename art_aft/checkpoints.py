@@ -72,6 +72,7 @@ class BestEpoch:
     def __init__(self, classifier: PyTorchClassifier, data: tuple[np.ndarray, np.ndarray], batch_size: int) -> None:
         self.classifier, self.data, self.batch_size = classifier, data, batch_size
         self.accuracy = -1.0
+        self.accuracies: list[float] = []
         self.state: dict[str, torch.Tensor] | None = None
 
     def __call__(self, epoch: int) -> None:
@@ -79,6 +80,7 @@ class BestEpoch:
         accuracy = float(np.mean(self.classifier.predict(x, batch_size=self.batch_size).argmax(axis=1) == y))
         # Processes that round differently must not go apart.
         accuracy = number_of_first(accuracy, self.classifier.device)
+        self.accuracies.append(accuracy)
         if accuracy >= self.accuracy:
             self.accuracy = accuracy
             self.state = {key: value.clone() for key, value in self.classifier.model.state_dict().items()}

@@ -21,6 +21,9 @@ Factory = Callable[..., Purification]
 
 LEARNING_RATES = (0.01, 0.03, 0.1)
 
+#: The defences that have a rate to be tuned; "auto" finds its settings by itself.
+TUNABLE = tuple(sorted(name for name, kind in DEFENCES.items() if "learning_rate" in kind.params))
+
 
 def compare(
     classifier: PyTorchClassifier,
@@ -87,9 +90,11 @@ def compare(
     for title, factory in factories.items():
         defence = factory(classifier, seed=seed, verbose=verbose)
         start = time.perf_counter()
-        tried = _try_rates(defence, x_clean, y_clean, learning_rates, held_out, seed)
+        # One without a rate, such as "auto", searches for itself when it is called.
+        rates = learning_rates if "learning_rate" in defence.params else ()
+        tried = _try_rates(defence, x_clean, y_clean, rates, held_out, seed)
         search_seconds = time.perf_counter() - start
-        if learning_rates:
+        if rates:
             defence.set_params(learning_rate=_choose(tried, max_drop))
         start = time.perf_counter()
         with PeakMemory(classifier.device) as memory:

@@ -4,7 +4,7 @@ import argparse
 import json
 from functools import partial
 
-from art_aft.comparison import compare
+from art_aft.comparison import TUNABLE, compare
 from art_aft.defences import DEFENCES
 from art_aft.experiment import Infection, plant
 from art_aft.recipes import RECIPES
@@ -21,7 +21,7 @@ tuning = {"batch_size": 32, "padding": 0, "mirror": False, **({"nb_epochs": 1} i
 search = {"steps": 3} if options.smoke else {"steps": 100}
 rows = compare(
     scene.classifier,
-    {name: partial(DEFENCES[name], **tuning, **(search if name == "neural_cleanse" else {})) for name in DEFENCES},
+    {name: partial(DEFENCES[name], **tuning, **(search if name == "neural_cleanse" else {})) for name in TUNABLE},
     scene.x_clean,
     scene.y_clean,
     scene.dataset.x_test,

@@ -26,6 +26,8 @@ from conftest import (
 
 from art_aft.classifier import build_classifier, clone
 from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer, FineTuning
+from art_aft.evasion import TorchAttacksPGD
+from art_aft.universal import universal_perturbations
 
 SETTINGS = {"batch_size": 32, "learning_rate": 0.02, "padding": 1, "mirror": False}
 N = 24
@@ -629,3 +631,49 @@ def matches(batch, x, padding):
 def test_settings_that_make_no_sense_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         AdversarialFineTuning(tiny_classifier(), **settings)
+
+
+class TestWorkingRadius:
+    """`eps="auto"`: the smallest ball of a ladder in which the attack works."""
+
+    LADDER = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+    def test_most_examples_of_a_ball_of_their_own_are_misclassified(self, infected):
+        x, y = infected.x[:60], infected.y[:60]
+        defence = AdversarialFineTuning(infected.classifier, eps="auto", nb_epochs=0, clean_epochs=0, mirror=False)
+        defence(x, y=y)
+
+        def works(eps):
+            examples = TorchAttacksPGD(infected.classifier, eps=eps).generate(x, y)
+            return np.mean(infected.classifier.predict(examples).argmax(axis=1) != y)
+
+        ladder = [4 / 255 * multiple for multiple in self.LADDER]
+        assert defence.radius in [pytest.approx(eps) for eps in ladder]
+        shares = {eps: works(eps) for eps in ladder}
+        expected = next((eps for eps in ladder if shares[eps] >= 0.9), ladder[-1])
+        assert defence.radius == pytest.approx(expected)
+        assert shares[ladder[0]] < 0.9 <= shares[ladder[-1]]
+        assert defence.report.chosen == {"eps": defence.radius}
+
+    def test_shared_perturbations_towards_two_labels_carry_half_of_the_others(self, infected):
+        x, y = infected.x[:60], infected.y[:60]
+        defence = AdversarialFineTuning(
+            infected.classifier, preset="shared", eps="auto", nb_epochs=0, padding=0, mirror=False, precision="float32"
+        )
+        defence(x, y=y)
+        seed = int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0])
+        for multiple in self.LADDER:
+            eps = multiple * (256 / 3072) ** 0.5
+            found = universal_perturbations(infected.classifier, x, y, eps=eps, precision="float32", seed=seed)
+            share = sorted(
+                np.mean(infected.classifier.predict(np.clip(x[y != label] + r, 0, 1)).argmax(1) == label)
+                for label, r in enumerate(found)
+            )[-2]
+            if share >= 0.5:
+                break
+        assert defence.radius == pytest.approx(eps)
+
+    @pytest.mark.parametrize("eps", ["large", ""])
+    def test_another_word_is_refused(self, eps):
+        with pytest.raises(ValueError, match=f"^eps: got '{eps}', expected one of 'auto'"):
+            AdversarialFineTuning(tiny_classifier(), eps=eps)

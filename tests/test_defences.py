@@ -40,8 +40,10 @@ QUICK = {
     "steps": 3,
     "images_per_step": 16,
     "inversion_batch_size": 8,
+    "min_steps": 0,
     # Every label with a mask below the median is suspected, so that there is something to unlearn.
     "anomaly_threshold": -1.0,
+    "candidates": ({"adversary": "shared", "nb_epochs": 2, "clean_epochs": 1, "learning_rate": 0.05, "max_iter": 2},),
     "largest_suspect": 1.0,
 }
 
@@ -160,6 +162,17 @@ class TestResult:
         x, y = data
         assert len(x) < inspect.signature(DEFENCES[name]).parameters["batch_size"].default
         assert not same_weights(DEFENCES[name](victim)(x, y=y), victim)
+
+    def test_a_report_tells_what_was_done(self, name, data, victim):
+        defence = quick(name, victim)
+        assert defence.report is None
+        defence(data[0], y=data[1])
+        first = defence.report
+        assert (dict(first.settings), first.n_images) == (defence.get_params(), 24)
+        assert first.stages
+        assert 0 < sum(stage.seconds for stage in first.stages) <= first.seconds
+        defence(data[0], y=data[1])
+        assert [stage.name for stage in defence.report.stages] == [stage.name for stage in first.stages]
 
     def test_art_calls_find_what_they_expect(self, name, data, victim):
         defence = quick(name, victim)

@@ -419,8 +419,8 @@ class TestPresets:
         assert defence.get_params() == {**defaults(name), "preset": preset}
         # What is set after it stays.
         defence.set_params(preset=preset)
-        defence.set_params(nb_epochs=3)
-        assert defence.get_params() == {**defaults(name), **chosen, "preset": preset, "nb_epochs": 3}
+        defence.set_params(batch_size=3)
+        assert defence.get_params() == {**defaults(name), **chosen, "preset": preset, "batch_size": 3}
 
     @every_defence
     def test_none_is_the_defaults(self, name):

@@ -10,7 +10,7 @@ from typing import Any
 
 from art_aft.checks import check_integer
 from art_aft.commands.options import add_infection, read_infection, read_settings
-from art_aft.comparison import LEARNING_RATES, compare
+from art_aft.comparison import LEARNING_RATES, TUNABLE, compare
 from art_aft.defences import DEFENCES
 from art_aft.infection import Row, clean_subset, environment, plant
 from art_aft.report import add_row, comparison_table
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     )
     add_infection(command)
     command.add_argument(
-        "--defences", nargs="+", default=sorted(DEFENCES), choices=sorted(DEFENCES), help="which (default: all)"
+        "--defences", nargs="+", default=TUNABLE, choices=sorted(DEFENCES), help="which (default: all but auto)"
     )
     command.add_argument("--preset", help="the defences' settings by name, such as paper, where they have them")
     command.add_argument("--subsets", type=int, default=1, help="clean subsets to repeat on (default: %(default)s)")

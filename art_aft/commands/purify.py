@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     before, after = (_look(each, x[held], y[held]) for each in (classifier, purified))
     lost = before["held_out_accuracy"] - after["held_out_accuracy"]
     accepted = lost <= options.max_accuracy_drop + 1e-9
+    told = asdict(defence.report) if defence.report else {}
     report = {
         "defence": options.defence,
         "settings": {k: str(v) if v == np.inf else v for k, v in defence.get_params().items() if k != "verbose"},
@@ -81,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         "max_accuracy_drop": options.max_accuracy_drop,
         "accepted": accepted,
         "seconds": round(seconds, 3),
+        **{key: told.get(key) for key in ("stages", "trials", "chosen")},
         **environment(),
     }
     print(

@@ -12,7 +12,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.batch_norm import recalibrate_batch_norm
-from art_aft.batches import Augmentation
+from art_aft.batches import Augmentation, augmented_views
 from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import clone, predict_labels
@@ -20,8 +20,9 @@ from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.large_data import chunks, empty, take
 from art_aft.pixels import to_float
+from art_aft.processes import number_of_first
 from art_aft.training import fit
-from art_aft.universal import universal_perturbations
+from art_aft.universal import carried, default_eps, universal_perturbations
 
 
 @register("aft")
@@ -34,7 +35,7 @@ class AdversarialFineTuning(Tuning, Purification):
     features and tend to fall on the attacker's label. To learn their true labels is to forget the backdoor, and
     needs no trigger.
 
-    After a call, `adversarial_classifier` is the classifier as it was after Stage 2.
+    After a call, `adversarial_classifier` is the classifier as it was after Stage 2, and `radius` the ball's.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Algorithm 1; the paper leaves most numbers open)
 
@@ -46,6 +47,8 @@ class AdversarialFineTuning(Tuning, Purification):
         at random.
     :param norm: The ball's norm, np.inf or 2.
     :param eps: The ball's radius. None is 4/255 of the range for np.inf; for 2 it is 1.0 of the range at 32x32x3.
+        "auto" is the smallest of 1/4, 1/2, 1, 2, 4 and 8 times that at which the attack works on the given images: nine
+        of ten examples are misclassified; "shared", two labels, of which one is ordinary, carry half of the others.
     :param eps_step: The step size. None is `eps` / 4, for "shared" `eps` / 5.
     :param max_iter: The number of steps; None is 10, for "shared" 20, each on 125 images.
     :param num_random_init: Random starting points; 0 starts at the image itself.
@@ -101,7 +104,7 @@ class AdversarialFineTuning(Tuning, Purification):
     _: KW_ONLY
     adversary: str = "per_image"
     norm: int | float | str = np.inf
-    eps: float | None = None
+    eps: float | str | None = None
     eps_step: float | None = None
     max_iter: int | None = None
     num_random_init: int = 0
@@ -119,7 +122,9 @@ class AdversarialFineTuning(Tuning, Purification):
 
     def _check_params(self) -> None:
         super()._check_params()
-        self._attack(self.classifier)
+        if isinstance(self.eps, str):
+            check_choice("eps", self.eps, ("auto",))
+        self._attack(self.classifier, None if self.eps == "auto" else self.eps)
         check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
@@ -135,22 +140,47 @@ class AdversarialFineTuning(Tuning, Purification):
         if self.misclassified == "skip" and self.regenerate != "once":
             raise ValueError(f"misclassified: got 'skip' with regenerate {self.regenerate!r}, expected 'once' with it")
 
-    def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
+    def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
         (x, y), held_out = self._split(x, y)
         if self.augment_first:
-            x, y = self._augmented_views(classifier, x), np.tile(y, self.n_views)
+            clip_values = check_clip_values("clip_values", classifier.clip_values)
+            augmentation = Augmentation(self.padding, self.mirror, clip_values[0], classifier.channels_first)
+            x = augmented_views(x, augmentation, self.n_views, clip_values, self._stream(1))
+            y = np.tile(y, self.n_views)
 
         # Stage 1: adversarial examples x~ of the infected model, each with the true label of its image.
         x_source, y_source = self._attacked_images(classifier, x, y)
         online = self.regenerate == "batch"  # then Stage 2 makes its examples itself
-        x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
+        with self._stage("Stage 1"):
+            attack = self._attack(classifier, None if self.eps == "auto" else self.eps)
+            self.radius = self._working_radius(classifier, x_source, y_source) if self.eps == "auto" else attack.eps
+            x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
 
         # Stage 2: fine-tune the infected model on (x~, y), eq. (7).
-        self._fine_tune(classifier, x_adversarial, y_source, self.nb_epochs, 2, held_out, x_source)
+        with self._stage("Stage 2") as accuracies:
+            self._fine_tune(classifier, x_adversarial, y_source, self.nb_epochs, 2, held_out, accuracies, x_source)
         self.adversarial_classifier = clone(classifier)
 
         # Stage 3, optional: fine-tune on (x, y) to win accuracy back, eq. (8).
-        self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out)
+        with self._stage("Stage 3") as accuracies:
+            self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out, accuracies)
+        return {"chosen": {"eps": self.radius}}
+
+    def _working_radius(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
+        """Return the smallest ball in which the attack works, or the largest that is tried."""
+        norm = 2 if self.norm == 2 else np.inf
+        eps = default_eps(norm, classifier.input_shape, check_clip_values("clip_values", classifier.clip_values)) / 8
+        for _ in range(6):
+            eps *= 2
+            attack = self._attack(classifier, eps)
+            if self.adversary == "shared":
+                found = self._shared_perturbations(classifier, x, y, attack)
+                share = np.sort(carried(classifier, x, y, found, range(classifier.nb_classes)))[-2] / 0.5
+            else:
+                share = np.mean(predict_labels(classifier, attack.generate(x, y)) != y) / 0.9
+            if number_of_first(float(share), classifier.device) >= 1:
+                break
+        return eps
 
     def _attacked_images(
         self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray
@@ -174,7 +204,7 @@ class AdversarialFineTuning(Tuning, Purification):
         if self.adversary == "shared":
             adversarial = self._shared_examples(classifier, x, y, turn)
         else:
-            attack = self._attack(classifier)
+            attack = self._attack(classifier, self.radius)
             attack.seed = self._stream(0, turn)
             attack.verbose = self.verbose and turn == 0
             adversarial = attack.generate(x, y if self.attack_labels == "given" else None)
@@ -186,21 +216,9 @@ class AdversarialFineTuning(Tuning, Purification):
     def _shared_examples(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int) -> np.ndarray:
         """Return each image with the perturbation towards another label than its own, drawn anew every turn."""
         y = y if self.attack_labels == "given" else predict_labels(classifier, x)
-        attack = self._attack(classifier)
         if turn == 0 or self.regenerate != "once":
-            self.perturbations = universal_perturbations(
-                classifier,
-                x,
-                y,
-                norm=2 if self.norm == 2 else np.inf,
-                eps=attack.eps,
-                eps_step=self.eps_step,
-                max_iter=20 if self.max_iter is None else self.max_iter,
-                num_random_init=self.num_random_init,
-                precision=self.precision,
-                seed=self._stream(0, turn),
-                verbose=self.verbose and turn == 0,
-            )
+            attack = self._attack(classifier, self.radius)
+            self.perturbations = self._shared_perturbations(classifier, x, y, attack, turn)
         rng = np.random.default_rng(self._stream(4, turn))
         towards = (y + rng.integers(1, classifier.nb_classes, len(y))) % classifier.nb_classes
         low, high = check_clip_values("clip_values", classifier.clip_values)
@@ -210,6 +228,24 @@ class AdversarialFineTuning(Tuning, Purification):
             adversarial[part] = np.clip(moved, low, high) if self.clip else moved
         return adversarial
 
+    def _shared_perturbations(
+        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, attack: TorchAttacksPGD, turn: int = 0
+    ) -> np.ndarray:
+        """Return a perturbation for each label, in the attack's ball."""
+        return universal_perturbations(
+            classifier,
+            x,
+            y,
+            norm=2 if self.norm == 2 else np.inf,
+            eps=attack.eps,
+            eps_step=self.eps_step,
+            max_iter=20 if self.max_iter is None else self.max_iter,
+            num_random_init=self.num_random_init,
+            precision=self.precision,
+            seed=self._stream(0, turn),
+            verbose=self.verbose and turn == 0,
+        )
+
     def _fine_tune(
         self,
         classifier: PyTorchClassifier,
@@ -218,6 +254,7 @@ class AdversarialFineTuning(Tuning, Purification):
         nb_epochs: int,
         stage: int,
         held_out: tuple[np.ndarray, np.ndarray] | None,
+        accuracies: list[float],
         x_clean: np.ndarray | None = None,
     ) -> None:
         """Fine-tune in place on (x, y), with what the settings add to the plain stage; `x_clean` belongs to Stage 2."""
@@ -252,25 +289,14 @@ class AdversarialFineTuning(Tuning, Purification):
         )
         if best:
             best.restore()
+            accuracies += best.accuracies
         if self.recalibrate_bn:
             recalibrate_batch_norm(classifier, x if x_clean is None else x_clean, batch_size=self.batch_size)
 
-    def _augmented_views(self, classifier: PyTorchClassifier, x: np.ndarray) -> np.ndarray:
-        """Return `n_views` augmented copies of the images, one whole set after the other."""
-        clip_values = check_clip_values("clip_values", classifier.clip_values)
-        augmentation = Augmentation(self.padding, self.mirror, clip_values[0], classifier.channels_first)
-        rng = torch.Generator().manual_seed(self._stream(1))
-        views = empty((self.n_views * len(x), *x.shape[1:]), np.float32, like=x)
-        for start in range(0, len(views), len(x)):
-            for part in chunks(x):
-                seen = to_float(x[part], clip_values)
-                views[start + part.start :][: len(seen)] = augmentation(torch.from_numpy(seen), rng)
-        return views
-
-    def _attack(self, classifier: PyTorchClassifier) -> TorchAttacksPGD:
-        names = ("norm", "eps", "eps_step", "num_random_init", "clip", "training_mode", "precision")
+    def _attack(self, classifier: PyTorchClassifier, eps: Any) -> TorchAttacksPGD:
+        names = ("norm", "eps_step", "num_random_init", "clip", "training_mode", "precision")
         chosen = {name: getattr(self, name) for name in (*names, "seed", "verbose")}
-        return TorchAttacksPGD(classifier, max_iter=10 if self.max_iter is None else self.max_iter, **chosen)
+        return TorchAttacksPGD(classifier, eps=eps, max_iter=10 if self.max_iter is None else self.max_iter, **chosen)
 
     def _split(
         self, x: np.ndarray, y: np.ndarray

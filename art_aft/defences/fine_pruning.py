@@ -67,9 +67,12 @@ class FinePruning(Tuning, Purification):
         head = Head(classifier, x, self.layer)
         order = np.random.default_rng(self._stream(0)).permutation(len(x))
         size = min(max(1, round(self.held_out * len(x))), len(x) - 1)
-        self._prune(head, x[order[size:]], x[order[:size]], y[order[:size]])
+        with self._stage("Pruning") as accuracies:
+            self._prune(head, x[order[size:]], x[order[:size]], y[order[:size]])
+            accuracies += self.accuracy_curve
         recipe = self._recipe(self.nb_epochs)
-        fit(classifier, x, y, recipe, after_step=head.keep_cut, verbose=self.verbose, description="Fine-tuning")
+        with self._stage("Fine-tuning"):
+            fit(classifier, x, y, recipe, after_step=head.keep_cut, verbose=self.verbose, description="Fine-tuning")
 
     def _prune(self, head: Head, x: np.ndarray, x_held: np.ndarray, y_held: np.ndarray) -> None:
         """Cut channels off in place, as many as the held-out accuracy allows."""

@@ -40,4 +40,5 @@ class FineTuning(Tuning, Purification):
     nb_epochs: int = 20
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
-        fit(classifier, x, y, self._recipe(self.nb_epochs), verbose=self.verbose, description="Fine-tuning")
+        with self._stage("Fine-tuning"):
+            fit(classifier, x, y, self._recipe(self.nb_epochs), verbose=self.verbose, description="Fine-tuning")

@@ -124,7 +124,8 @@ class NeuralAttentionDistillation(Tuning, Purification):
         loss: torch.nn.Module | None = None,
     ) -> None:
         recipe = self._recipe(nb_epochs, stream)
-        fit(classifier, x, y, recipe, loss=loss, verbose=self.verbose, description=description)
+        with self._stage(description):
+            fit(classifier, x, y, recipe, loss=loss, verbose=self.verbose, description=description)
 
 
 @contextmanager

@@ -148,14 +148,17 @@ class NeuralCleanse(Tuning, Purification):
         return self.detection
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
-        detection = self._detect(classifier, x)
+        with self._stage("Detection"):
+            detection = self._detect(classifier, x)
         if not detection.flagged:
             logger.warning("Neural Cleanse suspects no label: the classifier is returned unchanged")
-        elif self.mitigation == "pruning":
-            prune(classifier, x, detection)
-        else:
-            recipe = self._recipe(self.nb_epochs, 1)
-            unlearn(classifier, x, y, detection, recipe, share=self.stamped_share, verbose=self.verbose)
+            return
+        with self._stage(self.mitigation.capitalize()):
+            if self.mitigation == "pruning":
+                prune(classifier, x, detection)
+            else:
+                recipe = self._recipe(self.nb_epochs, 1)
+                unlearn(classifier, x, y, detection, recipe, share=self.stamped_share, verbose=self.verbose)
 
 
 def unlearn(

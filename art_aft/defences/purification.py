@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from art_aft.checks import check_choice, check_flag
 from art_aft.classifier import check_classifier, clone, load_data
+from art_aft.defences.reports import PurificationReport, Stage
 from art_aft.processes import check_same, from_first
 from art_aft.registry import Registry
 from art_aft.rng import isolated_rng
@@ -46,6 +49,8 @@ class Purification(Transformer, metaclass=_WithPresets):
     `_purify`, and nothing more. `presets` are sets of settings by name, such as "paper"; what is given beside
     `preset=` comes before them.
 
+    After a call, `report` tells what was done: a `PurificationReport`.
+
     :param classifier: The classifier that may be infected: ART's `PyTorchClassifier` on images, with `clip_values`.
     :raises TypeError: If the classifier is of another kind.
     :raises ValueError: If the classifier has no pixel range, or a setting is out of its range.
@@ -65,6 +70,8 @@ class Purification(Transformer, metaclass=_WithPresets):
         check_classifier("classifier", self.classifier)
         super().__init__(classifier=self.classifier)
         self._is_fitted = True
+        self.report: PurificationReport | None = None
+        self._stages: list[Stage] = []
         self._check_params()
 
     def __call__(
@@ -93,8 +100,11 @@ class Purification(Transformer, metaclass=_WithPresets):
         if getattr(self, "learning_rate", 0.0) is None and purified.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
         check_same(purified.device, x=checked[0], y=checked[1], settings=repr(self.get_params()))
+        start, self._stages = time.perf_counter(), []
         with isolated_rng():
-            self._purify(purified, *checked)
+            told = self._purify(purified, *checked) or {}
+        seconds = time.perf_counter() - start
+        self.report = PurificationReport(self.get_params(), len(checked[0]), tuple(self._stages), seconds, **told)
         # Across processes all return the same classifier, also where each has worked and rounded for itself.
         from_first([*purified.model.parameters(), *purified.model.buffers()])
         purified.model.eval()
@@ -105,14 +115,23 @@ class Purification(Transformer, metaclass=_WithPresets):
         super()._check_params()
 
     @abc.abstractmethod
-    def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
+    def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any] | None:
         """
         Purify a classifier in place.
 
         :param classifier: The classifier to change.
-        :param x: Checked float32 images.
+        :param x: Checked float32 or uint8 images.
         :param y: Label indices.
+        :return: Fields of the report beside settings, stages and seconds, or nothing.
         """
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[list[float]]:
+        """Have the report tell of a part of the work; to the list go held-out accuracies, epoch by epoch."""
+        accuracies: list[float] = []
+        start = time.perf_counter()
+        yield accuracies
+        self._stages.append(Stage(name, time.perf_counter() - start, tuple(accuracies)))
 
     def fit(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> None:
         """No parameters to learn for this method; do nothing."""

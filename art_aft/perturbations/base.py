@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
-from art_aft.checks import check_clip_values, check_flag, check_layout, check_pixels
+from art_aft.checks import check_clip_values, check_flag, check_layout, check_pixels, in_range
 from art_aft.pixels import to_8bit, to_float
 from art_aft.registry import Registry
 
@@ -25,7 +26,7 @@ class Perturbation(abc.ABC):
     """
 
     # Pixel values that are worked on at a time: few enough to stay in the processor's cache from check to clip.
-    _AT_ONCE: ClassVar[int] = 2**18
+    _AT_ONCE: ClassVar[int] = 200_000
 
     def __init__(self, *, channels_first: bool = True, clip_values: tuple[float, float] = (0.0, 1.0)) -> None:
         self.channels_first = check_flag("channels_first", channels_first)
@@ -42,14 +43,15 @@ class Perturbation(abc.ABC):
         """
         check_layout("x", x, allow_empty=True)
         triggered = np.empty(x.shape, x.dtype)
-        size = max(1, self._AT_ONCE // max(1, x[:1].size))
-        for start in range(0, len(x), size):
-            part = x[start : start + size]
+        parts = max(1, math.ceil(x.size / self._AT_ONCE))
+        for part, stamped in zip(np.array_split(x, parts), np.array_split(triggered, parts), strict=True):
+            if not len(part):
+                continue
             check_pixels("x", part, self.clip_values)
-            stamped = triggered[start : start + size]
             images, out = (array if self.channels_first else np.moveaxis(array, -1, 1) for array in (part, stamped))
             self._stamp(images, out)
-            np.clip(stamped, *self.clip_values, out=stamped)
+            if not in_range(stamped, *self.clip_values):
+                np.clip(stamped, *self.clip_values, out=stamped)
         return triggered
 
     @abc.abstractmethod

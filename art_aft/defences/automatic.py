@@ -1,0 +1,155 @@
+"""Adversarial Fine-Tuning with settings that it finds by itself, and a guard of the accuracy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.classifier import clone, predict_labels
+from art_aft.defences.aft import AdversarialFineTuning
+from art_aft.defences.purification import Purification, register
+from art_aft.defences.reports import Trial
+from art_aft.large_data import take
+from art_aft.processes import number_of_first
+
+#: What is tried, the setting that forgets most first.
+CANDIDATES: tuple[Mapping[str, Any], ...] = tuple(
+    {"preset": "shared", "eps": "auto", "learning_rate": rate} for rate in (0.1, 0.05, 0.02)
+)
+
+
+class AccuracyLost(RuntimeError):
+    """Every setting that was tried cost more accuracy than was allowed."""
+
+
+@register("auto")
+@dataclass(eq=False, repr=False)
+class AutomaticFineTuning(Purification):
+    """
+    Adversarial Fine-Tuning as strong as the accuracy permits.
+
+    The paper sets its perturbation "adaptively" for each attack, which a defender does not know. What a defender can
+    see is the accuracy: settings are tried from the strongest on, each as a whole purification of the infected
+    classifier, and the first that keeps enough accuracy on held-out clean images is taken. No sign of the backdoor has
+    a say: those that were tried (whether the infected model's perturbations or its reversed triggers still work on the
+    purified one) fall silent long before the backdoor is gone.
+
+    After a call, `report` tells what was tried.
+
+    | Paper link: https://arxiv.org/abs/2202.06312 (Section V; the choice is this package's)
+
+    Preset "paper": Algorithm 1 as printed, with the guard alone.
+
+    :param classifier: The classifier that may be infected.
+    :param preset: The name of a set of settings; None takes the defaults.
+    :param candidates: Settings of `AdversarialFineTuning`, the strongest first; those below come before them.
+    :param max_accuracy_drop: How much of the accuracy on held-out images may be lost, in [0, 1]: the measured loss and
+        its standard error together, for few images say little.
+    :param otherwise: If all candidates lose more: "return" the one that loses least (the report then says
+        `accepted=False`), or "raise" an `AccuracyLost`.
+    :param min_steps: Stage 2 goes through few images so often that it makes at least so many steps.
+    :param held_out: The share of the clean images, in (0, 0.9], that only measures.
+    :param batch_size: Images a step.
+    :param padding: Random crops after padding by so many pixels.
+    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
+    :param precision: "auto", "float32" or "bfloat16".
+    :param seed: The seed of everything random.
+    :param verbose: Whether to show progress bars.
+    :raises ValueError: If a setting is out of its range.
+    :raises TypeError: If a setting is of the wrong type.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"candidates": ({"preset": "paper"},), "min_steps": 0}
+    }
+
+    classifier: PyTorchClassifier
+    _: KW_ONLY
+    preset: str | None = None
+    candidates: Sequence[Mapping[str, Any]] = CANDIDATES
+    max_accuracy_drop: float = 0.05
+    otherwise: str = "return"
+    min_steps: int = 400
+    held_out: float = 0.2
+    batch_size: int = 64
+    padding: int = 4
+    mirror: bool = True
+    precision: str = "auto"
+    seed: int = 0
+    verbose: bool = False
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_number("max_accuracy_drop", self.max_accuracy_drop, minimum=0.0, maximum=1.0)
+        check_choice("otherwise", self.otherwise, ("return", "raise"))
+        check_number("held_out", self.held_out, minimum=0.0, maximum=0.9, above=True)
+        check_integer("min_steps", self.min_steps, 0)
+        check_integer("batch_size", self.batch_size, 1)
+        check_integer("seed", self.seed, 0)
+        check_flag("verbose", self.verbose)
+        if not isinstance(self.candidates, Sequence) or not self.candidates:
+            raise ValueError(f"candidates: got {self.candidates!r}, expected settings of at least one")
+        for settings in self.candidates:
+            self._defence(self.classifier, settings, 1)
+
+    def _defence(self, classifier: PyTorchClassifier, settings: Mapping[str, Any], n: int) -> AdversarialFineTuning:
+        """Return a candidate, for so many images."""
+        own = ("batch_size", "padding", "mirror", "precision", "seed", "verbose")
+        defence = AdversarialFineTuning(classifier, **{**settings, **{name: getattr(self, name) for name in own}})
+        defence.nb_epochs = max(defence.nb_epochs, math.ceil(self.min_steps / math.ceil(n / self.batch_size)))
+        return defence
+
+    def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
+        if len(x) < 2:
+            raise ValueError(f"x: got {len(x)} image, expected at least two: one measures")
+        order = np.random.default_rng(self.seed).permutation(len(x))
+        size = min(max(1, round(self.held_out * len(x))), len(x) - 1)
+        x_held, y_held = take(x, order[:size]), y[order[:size]]
+        x, y = take(x, order[size:]), y[order[size:]]
+
+        known = predict_labels(classifier, x_held) == y_held
+        before = float(known.mean())
+        runs: list[tuple[Trial, PyTorchClassifier]] = []
+        radii: dict[tuple[Any, Any], float] = {}
+        for settings in self.candidates:
+            start, purified = time.perf_counter(), clone(classifier)
+            with self._stage(f"Trial {len(runs) + 1}"):
+                defence = self._defence(classifier, settings, len(x))
+                ball = defence.adversary, defence.norm
+                if defence.eps == "auto":
+                    defence.eps = radii.get(ball, "auto")  # that of an infected classifier is always the same
+                defence(x, transformed_classifier=purified, y=y)
+                radii[ball] = defence.radius
+            lost = known.astype(int) - (predict_labels(purified, x_held) == y_held)
+            after = before - float(lost.mean())
+            # A share that is a whole number of images must not fall to the side of a rounding error. Processes that
+            # round differently must not go apart.
+            drop = number_of_first(float(lost.mean() + lost.std() / len(lost) ** 0.5) - 1e-9, classifier.device)
+            accepted = drop <= self.max_accuracy_drop
+            stages = defence.report.stages if defence.report else ()
+            told = {**settings, "eps": defence.radius, "nb_epochs": defence.nb_epochs}
+            runs.append((Trial(told, after, accepted, stages, time.perf_counter() - start), purified))
+            if accepted:
+                break
+        chosen, purified = runs[-1] if runs[-1][0].accepted else max(runs, key=lambda run: run[0].accuracy)
+        if not chosen.accepted and self.otherwise == "raise":
+            raise AccuracyLost(
+                f"max_accuracy_drop: of {before:.3f}, {len(runs)} settings left {chosen.accuracy:.3f} at best, "
+                f"expected at least {before - self.max_accuracy_drop:.3f}"
+            )
+        classifier.model.load_state_dict(purified.model.state_dict())
+        return {
+            "n_held_out": size,
+            "accuracy_before": before,
+            "accuracy_after": chosen.accuracy,
+            "accepted": chosen.accepted,
+            "trials": tuple(trial for trial, _ in runs),
+            "chosen": chosen.settings,
+        }

@@ -1,0 +1,174 @@
+"""Automatic settings: the strongest that keeps the accuracy, chosen on images that train nothing."""
+
+import numpy as np
+import pytest
+from conftest import same_weights, tiny_classifier, tiny_data, untouched, watched
+
+from art_aft.classifier import clone
+from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning
+from art_aft.training import Recipe, fit
+
+GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_rate": 1e-4, "max_iter": 2}
+# A rate at which nothing is left of what the classifier knew.
+WILD = {**GENTLE, "nb_epochs": 3, "learning_rate": 100.0}
+OWN = {"min_steps": 0, "batch_size": 8, "padding": 0, "mirror": False, "precision": "float32", "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Images that are brightest in the channel of their label, and dark for the last label."""
+    x, _ = tiny_data(60)
+    y = np.arange(60) % 4
+    x *= 0.2
+    for label in range(3):
+        x[y == label, label] += 0.8
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    classifier = tiny_classifier()
+    fit(classifier, *data, Recipe(nb_epochs=10, batch_size=20, learning_rate=0.1, precision="float32"))
+    assert accuracy(classifier, *data) == 1
+    return classifier
+
+
+@pytest.fixture
+def victim(trained):
+    return clone(trained)
+
+
+def held_out(x, y, share=0.2, seed=OWN["seed"]):
+    order = np.random.default_rng(seed).permutation(len(x))
+    size = round(share * len(x))
+    return (x[order[:size]], y[order[:size]]), (x[order[size:]], y[order[size:]])
+
+
+def by_hand(classifier, settings):
+    own = {key: value for key, value in OWN.items() if key != "min_steps"}
+    return AdversarialFineTuning(classifier, **settings, **own)
+
+
+def told(settings):
+    return {**settings, "eps": pytest.approx(4 / 255)}
+
+
+def accuracy(classifier, x, y):
+    return np.mean(classifier.predict(x).argmax(axis=1) == y)
+
+
+def test_the_first_setting_that_keeps_the_accuracy_is_taken(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(WILD, GENTLE, {**GENTLE, "learning_rate": 1e-5}), **OWN)
+    with untouched(victim):
+        purified = defence(data[0], y=data[1])
+    held, shown = held_out(*data)
+    assert same_weights(purified, by_hand(victim, GENTLE)(shown[0], y=shown[1]))
+    report = defence.report
+    assert [trial.settings for trial in report.trials] == [told(WILD), told(GENTLE)]
+    assert [trial.accepted for trial in report.trials] == [False, True]
+    assert (report.chosen, report.accepted) == (told(GENTLE), True)
+    assert (report.n_images, report.n_held_out) == (60, 12)
+    assert report.accuracy_before == accuracy(victim, *held) == 1
+    assert report.accuracy_after == report.trials[1].accuracy == pytest.approx(accuracy(purified, *held))
+    lost = by_hand(victim, WILD)(shown[0], y=shown[1])
+    assert report.trials[0].accuracy == pytest.approx(accuracy(lost, *held))
+    assert report.trials[0].accuracy < 0.95
+    assert [stage.name for stage in report.stages] == ["Trial 1", "Trial 2"]
+    assert [stage.name for stage in report.trials[0].stages] == ["Stage 1", "Stage 2", "Stage 3"]
+    assert sum(stage.seconds for stage in report.stages) <= report.seconds
+
+
+def test_the_strongest_ends_the_search_if_it_is_good_enough(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(GENTLE, WILD), **OWN)
+    defence(data[0], y=data[1])
+    assert len(defence.report.trials) == 1
+
+
+def test_where_all_lose_too_much_the_best_comes_back_and_the_report_says_so(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(WILD, {**WILD, "learning_rate": 50.0}), **OWN)
+    purified = defence(data[0], y=data[1])
+    report = defence.report
+    assert not report.accepted
+    assert report.accuracy_after == max(trial.accuracy for trial in report.trials)
+    assert report.chosen in [trial.settings for trial in report.trials if trial.accuracy == report.accuracy_after]
+    assert accuracy(purified, *held_out(*data)[0]) == pytest.approx(report.accuracy_after)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_or_an_error_that_leaves_the_classifier_as_it_was(victim, data, in_place):
+    defence = AutomaticFineTuning(victim, candidates=(WILD,), otherwise="raise", **OWN)
+    given = clone(victim)
+    with untouched(victim, given), pytest.raises(AccuracyLost, match=r"^max_accuracy_drop: of 1\.000, 1 settings left"):
+        defence(data[0], transformed_classifier=given if in_place else None, y=data[1])
+
+
+@pytest.mark.parametrize("beyond", [0.0, -1e-6])
+def test_a_loss_and_its_error_of_exactly_the_bound_are_accepted(victim, data, beyond):
+    (x, y), _ = held_out(*data)
+    first = AutomaticFineTuning(victim, candidates=(WILD,), **OWN)
+    lost = 1.0 - (first(data[0], y=data[1]).predict(x).argmax(axis=1) == y)
+    bound = lost.mean() + lost.std() / np.sqrt(12)
+    second = AutomaticFineTuning(victim, candidates=(WILD,), max_accuracy_drop=bound + beyond, **OWN)
+    second(data[0], y=data[1])
+    assert second.report.accepted == (beyond == 0)
+
+
+def test_the_ball_is_looked_for_once(victim, data, monkeypatch):
+    asked = []
+
+    def look(defence, classifier, x, y):
+        asked.append(len(x))
+        return 0.07
+
+    monkeypatch.setattr(AdversarialFineTuning, "_working_radius", look)
+    candidates = ({**WILD, "eps": "auto"}, {**GENTLE, "eps": "auto"})
+    defence = AutomaticFineTuning(victim, candidates=candidates, **OWN)
+    defence(data[0], y=data[1])
+    assert asked == [48]
+    assert [trial.settings["eps"] for trial in defence.report.trials] == [0.07, 0.07]
+
+
+def test_few_images_are_seen_more_often(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(GENTLE,), **{**OWN, "min_steps": 20})
+    defence(data[0], y=data[1])
+    assert defence.report.chosen["nb_epochs"] == 4  # 48 images, 6 steps an epoch
+
+
+def test_what_is_held_out_trains_nothing(victim, data):
+    x = data[0].copy()
+    (hidden, _), _ = held_out(*data)
+    with watched(victim) as seen:
+        AutomaticFineTuning(victim, candidates=(GENTLE,), **OWN)(x, transformed_classifier=victim, y=data[1])
+    trained_on = {image.tobytes() for batch, training in seen if training for image in batch}
+    assert trained_on.isdisjoint(image.tobytes() for image in hidden)
+
+
+def test_a_backdoor_goes_with_nothing_set(infected):
+    defence = AutomaticFineTuning(infected.classifier, mirror=False, padding=1)
+    purified = defence(infected.x, y=infected.y)
+    scores = infected.scores(purified)
+    assert scores.asr < 0.02
+    assert scores.acc > infected.scores(infected.classifier).acc - 0.02
+    assert defence.report.accepted
+    assert defence.report.chosen["nb_epochs"] == 200  # of two steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates": ()}, r"^candidates: got \(\), expected settings of at least one"),
+        ({"candidates": ({"eps": -1.0},)}, r"^eps: got -1"),
+        ({"max_accuracy_drop": 2}, r"^max_accuracy_drop: got 2"),
+        ({"min_steps": -1}, r"^min_steps: got -1"),
+        ({"held_out": 0}, r"^held_out: got 0"),
+        ({"otherwise": "weep"}, r"^otherwise: got 'weep', expected one of 'return', 'raise'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(victim, settings, message):
+    with pytest.raises(ValueError, match=message):
+        AutomaticFineTuning(victim, **settings)
+
+
+def test_one_image_is_too_few(victim, data):
+    with untouched(victim), pytest.raises(ValueError, match=r"^x: got 1 image, expected at least two"):
+        AutomaticFineTuning(victim)(data[0][:1], y=data[1][:1])
