@@ -66,7 +66,8 @@ def compare(
     :param verbose: Whether to show progress bars.
     :param watch: Called with each row when it is ready.
     :return: Rows, that of the infected classifier ("none") first: ACC, ASR, RA, DER as shares; the seconds and the
-        peak memory, in bytes, of the last run; the seconds of the trials; what was tried and chosen; all settings.
+        peak memory, in bytes, of the last run; the seconds of the trials; what was tried, and what the
+        defence itself chose; all settings.
     :raises ValueError: If a name is unknown, a number out of its range or the data do not fit.
     """
     check_classifier("classifier", classifier)
@@ -101,7 +102,6 @@ def compare(
             purified = defence(x_clean, y=y_clean)
         seconds = time.perf_counter() - start
         after = evaluate(purified, x_test, y_test, attack, labels)
-        settings = {key: str(value) if value == np.inf else value for key, value in defence.get_params().items()}
         add(
             {
                 "defence": title,
@@ -111,11 +111,17 @@ def compare(
                 "search_seconds": round(search_seconds, 3),
                 "tried": tried,
                 "max_drop": max_drop,
+                "chosen": _words(defence.report.chosen or {}) if defence.report else {},
                 "n_clean_images": len(x_clean),
-                "settings": {key: value for key, value in settings.items() if key != "verbose"},
+                "settings": _words({k: v for k, v in defence.get_params().items() if k != "verbose"}),
             }
         )
     return rows
+
+
+def _words(settings: Mapping[str, Any]) -> Row:
+    """Return settings as JSON can say them."""
+    return {key: str(value) if value is np.inf else value for key, value in settings.items()}
 
 
 def _shares(before: Scores, after: Scores) -> Row:

@@ -655,7 +655,7 @@ class TestWorkingRadius:
         assert shares[ladder[0]] < 0.9 <= shares[ladder[-1]]
         assert defence.report.chosen == {"eps": defence.radius}
 
-    def test_shared_perturbations_towards_two_labels_carry_half_of_the_others(self, infected):
+    def test_shared_perturbations_towards_two_labels_carry_a_third_of_the_others(self, infected):
         x, y = infected.x[:60], infected.y[:60]
         defence = AdversarialFineTuning(
             infected.classifier, preset="shared", eps="auto", nb_epochs=0, padding=0, mirror=False, precision="float32"
@@ -669,7 +669,7 @@ class TestWorkingRadius:
                 np.mean(infected.classifier.predict(np.clip(x[y != label] + r, 0, 1)).argmax(1) == label)
                 for label, r in enumerate(found)
             )[-2]
-            if share >= 0.5:
+            if share >= 1 / 3:
                 break
         assert defence.radius == pytest.approx(eps)
 

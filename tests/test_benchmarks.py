@@ -105,3 +105,17 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     record = json.loads(output.read_text())
     assert [(row["kind"], row["seed"]) for row in record["rows"]] == [("clean", 0), ("sig", 0)]
     assert "all infected" in capsys.readouterr().out
+
+
+def test_other_architectures_are_infected_and_purified(tmp_path, monkeypatch):
+    architectures = module("architectures")
+    output = tmp_path / "rows.json"
+    arguments = ["--epochs", "1", "--steps", "4", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["architectures.py", *arguments])
+    architectures.main()
+    rows = json.loads(output.read_text())["rows"]
+    assert {(row["model"], row["attack"]) for row in rows} == {
+        (model, attack) for model in ("vgg", "vision transformer") for attack in ("badnets", "blend")
+    }
+    assert [row["defence"] for row in rows] == ["before", "fine-tuning", "automatic"] * 4
+    assert all(row["chosen"]["nb_epochs"] >= 2 for row in rows if row["defence"] == "automatic")

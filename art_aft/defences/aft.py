@@ -48,7 +48,7 @@ class AdversarialFineTuning(Tuning, Purification):
     :param norm: The ball's norm, np.inf or 2.
     :param eps: The ball's radius. None is 4/255 of the range for np.inf; for 2 it is 1.0 of the range at 32x32x3.
         "auto" is the smallest of 1/4, 1/2, 1, 2, 4 and 8 times that at which the attack works on the given images: nine
-        of ten examples are misclassified; "shared", two labels, of which one is ordinary, carry half of the others.
+        of ten examples are misclassified; "shared", two labels, of which one is ordinary, carry a third of the others.
     :param eps_step: The step size. None is `eps` / 4, for "shared" `eps` / 5.
     :param max_iter: The number of steps; None is 10, for "shared" 20, each on 125 images.
     :param num_random_init: Random starting points; 0 starts at the image itself.
@@ -175,7 +175,7 @@ class AdversarialFineTuning(Tuning, Purification):
             attack = self._attack(classifier, eps)
             if self.adversary == "shared":
                 found = self._shared_perturbations(classifier, x, y, attack)
-                share = np.sort(carried(classifier, x, y, found, range(classifier.nb_classes)))[-2] / 0.5
+                share = np.sort(carried(classifier, x, y, found, range(classifier.nb_classes)))[-2] * 3
             else:
                 share = np.mean(predict_labels(classifier, attack.generate(x, y)) != y) / 0.9
             if number_of_first(float(share), classifier.device) >= 1:
