@@ -124,7 +124,7 @@ class AdversarialFineTuning(Tuning, Purification):
         super()._check_params()
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
-        self._attack(self.classifier, None if self.eps == "auto" else self.eps)
+        self.radius = self._attack(self.classifier, None if self.eps == "auto" else self.eps).eps
         check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
@@ -152,8 +152,8 @@ class AdversarialFineTuning(Tuning, Purification):
         x_source, y_source = self._attacked_images(classifier, x, y)
         online = self.regenerate == "batch"  # then Stage 2 makes its examples itself
         with self._stage("Stage 1"):
-            attack = self._attack(classifier, None if self.eps == "auto" else self.eps)
-            self.radius = self._working_radius(classifier, x_source, y_source) if self.eps == "auto" else attack.eps
+            given = None if self.eps == "auto" else self._attack(classifier, self.eps).eps
+            self.radius = given or self._working_radius(classifier, x_source, y_source)
             x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
 
         # Stage 2: fine-tune the infected model on (x~, y), eq. (7).
