@@ -12,6 +12,7 @@ import numpy as np
 from art_aft import paper
 from art_aft.defences.neural_cleanse import Detection
 from art_aft.experiment import DEMO_EPS, Row, Scene, adversarial_examples
+from art_aft.infection import environment
 from art_aft.metrics import label_matrix
 from art_aft.perturbations import stamp
 from art_aft.scan import ScanReport
@@ -45,6 +46,13 @@ def add_row(path: Path, row: Row, same: Sequence[str] = ("infection",)) -> None:
     rows = [other for other in rows if any(other.get(key) != row[key] for key in same)] + [row]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def write_record(path: Path, rows: Sequence[Row], **facts: Any) -> None:
+    """Write a benchmark's rows to a JSON file, with what they were measured on and other facts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"environment": {**facts, **environment()}, "rows": rows}
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def text_table(rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ from art_aft.checks import check_choice, check_clip_values, check_flag, check_in
 from art_aft.classifier import clone, predict_labels
 from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.evasion import TorchAttacksPGD
-from art_aft.large_data import chunks, empty, take
+from art_aft.large_data import chunks, empty, hold_out, take
 from art_aft.pixels import to_float
 from art_aft.processes import number_of_first
 from art_aft.training import fit
@@ -125,6 +125,7 @@ class AdversarialFineTuning(Tuning, Purification):
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
         self.radius = self._attack(self.classifier, None if self.eps == "auto" else self.eps).eps
+        self.perturbations: np.ndarray | None = None
         check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
@@ -141,7 +142,9 @@ class AdversarialFineTuning(Tuning, Purification):
             raise ValueError(f"misclassified: got 'skip' with regenerate {self.regenerate!r}, expected 'once' with it")
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
-        (x, y), held_out = self._split(x, y)
+        held_out = None
+        if size := round(self.held_out * len(x)):
+            (x, y), held_out = hold_out(x, y, size, self.seed)
         if self.augment_first:
             clip_values = check_clip_values("clip_values", classifier.clip_values)
             augmentation = Augmentation(self.padding, self.mirror, clip_values[0], classifier.channels_first)
@@ -152,6 +155,7 @@ class AdversarialFineTuning(Tuning, Purification):
         x_source, y_source = self._attacked_images(classifier, x, y)
         online = self.regenerate == "batch"  # then Stage 2 makes its examples itself
         with self._stage("Stage 1"):
+            self.perturbations = None
             given = None if self.eps == "auto" else self._attack(classifier, self.eps).eps
             self.radius = given or self._working_radius(classifier, x_source, y_source)
             x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
@@ -170,14 +174,16 @@ class AdversarialFineTuning(Tuning, Purification):
         """Return the smallest ball in which the attack works, or the largest that is tried."""
         norm = 2 if self.norm == 2 else np.inf
         eps = default_eps(norm, classifier.input_shape, check_clip_values("clip_values", classifier.clip_values)) / 8
+        aimed = y if self.attack_labels == "given" else predict_labels(classifier, x)
         for _ in range(6):
             eps *= 2
             attack = self._attack(classifier, eps)
             if self.adversary == "shared":
-                found = self._shared_perturbations(classifier, x, y, attack)
-                share = np.sort(carried(classifier, x, y, found, range(classifier.nb_classes)))[-2] * 3
+                # Those of the ball that is taken are Stage 1's.
+                self.perturbations = self._shared_perturbations(classifier, x, aimed, attack)
+                share = np.sort(carried(classifier, x, aimed, self.perturbations, range(classifier.nb_classes)))[-2] * 3
             else:
-                share = np.mean(predict_labels(classifier, attack.generate(x, y)) != y) / 0.9
+                share = np.mean(predict_labels(classifier, attack.generate(x, aimed)) != y) / 0.9
             if number_of_first(float(share), classifier.device) >= 1:
                 break
         return eps
@@ -216,7 +222,7 @@ class AdversarialFineTuning(Tuning, Purification):
     def _shared_examples(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int) -> np.ndarray:
         """Return each image with the perturbation towards another label than its own, drawn anew every turn."""
         y = y if self.attack_labels == "given" else predict_labels(classifier, x)
-        if turn == 0 or self.regenerate != "once":
+        if self.perturbations is None or (turn and self.regenerate != "once"):
             attack = self._attack(classifier, self.radius)
             self.perturbations = self._shared_perturbations(classifier, x, y, attack, turn)
         rng = np.random.default_rng(self._stream(4, turn))
@@ -297,13 +303,3 @@ class AdversarialFineTuning(Tuning, Purification):
         names = ("norm", "eps_step", "num_random_init", "clip", "training_mode", "precision")
         chosen = {name: getattr(self, name) for name in (*names, "seed", "verbose")}
         return TorchAttacksPGD(classifier, eps=eps, max_iter=10 if self.max_iter is None else self.max_iter, **chosen)
-
-    def _split(
-        self, x: np.ndarray, y: np.ndarray
-    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
-        """Return what is trained on, and what is held out to choose the best epoch on."""
-        size = round(self.held_out * len(x))
-        if size == 0:
-            return (x, y), None
-        order = np.random.default_rng(self.seed).permutation(len(x))
-        return (take(x, order[size:]), y[order[size:]]), (x[order[:size]], y[order[:size]])

@@ -16,7 +16,7 @@ from art_aft.classifier import clone, predict_labels
 from art_aft.defences.aft import AdversarialFineTuning
 from art_aft.defences.purification import Purification, register
 from art_aft.defences.reports import Trial
-from art_aft.large_data import take
+from art_aft.large_data import hold_out
 from art_aft.processes import number_of_first
 
 #: What is tried, the setting that forgets most first.
@@ -109,10 +109,8 @@ class AutomaticFineTuning(Purification):
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
         if len(x) < 2:
             raise ValueError(f"x: got {len(x)} image, expected at least two: one measures")
-        order = np.random.default_rng(self.seed).permutation(len(x))
         size = min(max(1, round(self.held_out * len(x))), len(x) - 1)
-        x_held, y_held = take(x, order[:size]), y[order[:size]]
-        x, y = take(x, order[size:]), y[order[size:]]
+        (x, y), (x_held, y_held) = hold_out(x, y, size, self.seed)
 
         known = predict_labels(classifier, x_held) == y_held
         before = float(known.mean())

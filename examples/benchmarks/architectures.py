@@ -6,7 +6,6 @@ small vision transformer. Digits, patch and blend backdoors, the same settings f
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,10 @@ import torch
 from art_aft.classifier import build_classifier
 from art_aft.datasets import digits, split_clean
 from art_aft.defences import AutomaticFineTuning, FineTuning
-from art_aft.infection import environment
 from art_aft.metrics import evaluate
 from art_aft.perturbations import BadNets, Blend
 from art_aft.poisoning import AllToOne, poison
+from art_aft.report import write_record
 from art_aft.training import Recipe, fit
 
 
@@ -121,9 +120,7 @@ def main() -> None:
                         flush=True,
                     )
                     if options.output:
-                        options.output.parent.mkdir(parents=True, exist_ok=True)
-                        text = json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n"
-                        options.output.write_text(text, encoding="utf-8")
+                        write_record(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ a machine that does nothing else.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
@@ -29,9 +28,10 @@ from art_aft.classifier import build_classifier, clone, predict_labels
 from art_aft.defences import DEFENCES, AdversarialFineTuning
 from art_aft.devices import PeakMemory, has_bfloat16_units
 from art_aft.evasion import TorchAttacksPGD
-from art_aft.infection import Infection, Row, Scene, environment, plant
+from art_aft.infection import Infection, Row, Scene, plant
 from art_aft.metrics import evaluate
 from art_aft.recipes import RECIPES
+from art_aft.report import write_record
 from art_aft.training import Recipe, fit
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
@@ -322,9 +322,7 @@ def main() -> None:
             rows.append(row)
             print(show(row), flush=True)
             if options.output:
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                text = json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n"
-                options.output.write_text(text, encoding="utf-8")
+                write_record(options.output, rows)
 
 
 if __name__ == "__main__":

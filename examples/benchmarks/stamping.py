@@ -4,7 +4,6 @@ for WaNet to torch's sampling alone.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -15,8 +14,8 @@ import torch
 from art.attacks.poisoning.perturbations import add_pattern_bd, insert_image
 from PIL import Image
 
-from art_aft.infection import environment
 from art_aft.perturbations import PERTURBATIONS
+from art_aft.report import write_record
 
 
 def seconds(function, x):
@@ -92,9 +91,7 @@ def main():
                 f"{row['times_as_long']:14.4f} {spread}"
             )
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"shape": [3, 32, 32], "repeats": options.repeats, **environment()}
-        options.output.write_text(json.dumps({"environment": facts, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        write_record(options.output, rows, shape=[3, 32, 32], repeats=options.repeats)
 
 
 if __name__ == "__main__":
