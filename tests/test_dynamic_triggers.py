@@ -223,6 +223,31 @@ class TestInputAware:
         assert trigger(x).dtype == np.float32
         assert set(seen) == {torch.float32}
 
+    def test_every_bfloat16_step_computes_with_the_weights_of_the_step_before(self):
+        trigger = InputAware(in_channels=1, base_width=4, levels=1)
+        errors = []
+
+        def compare(layer, inputs, output):
+            with torch.autocast("cpu", enabled=False):
+                expected = torch.nn.functional.conv2d(inputs[0].float(), layer.weight, layer.bias, padding=1)
+            errors.append(((output.float() - expected).abs().max() / expected.abs().max()).item())
+
+        trigger.mask_generator[0].register_forward_hook(compare)
+        trigger.fit(
+            None,
+            images(40, 1, 8),
+            np.zeros(40),
+            AllToOne(0),
+            train=lambda *_, **__: None,
+            steps=1,
+            mask_epochs=5,
+            batch_size=10,
+            learning_rate=0.1,
+            precision="bfloat16",
+        )
+        assert len(errors) == 40
+        assert max(errors) < 0.02
+
 
 class TestBatchPoisoning:
     def test_the_first_are_poisoned_the_next_are_covers_the_rest_is_clean(self):

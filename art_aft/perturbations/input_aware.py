@@ -222,8 +222,8 @@ class InputAware(Perturbation):
         images = x if self.channels_first else np.moveaxis(x, -1, 1)
         for network in (self.pattern_generator, self.mask_generator) if fast else ():
             network.to(memory_format=torch.channels_last)
-        with isolated_rng(self.seed + 1), self._autocast(fast):
-            self._fit_masks(images, mask_epochs, batch_size, learning_rate, verbose)
+        with isolated_rng(self.seed + 1):
+            self._fit_masks(images, mask_epochs, batch_size, learning_rate, fast, verbose)
         generator = self.pattern_generator.train().requires_grad_(True)
         optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(share * steps) for share in milestones])
@@ -246,6 +246,7 @@ class InputAware(Perturbation):
                 network.to(memory_format=torch.contiguous_format)
 
     def _autocast(self, fast: bool) -> torch.autocast:
+        # To be left after every step: until then autocast goes on with the weights that it has converted first.
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast)
 
     def _joint_batch(
@@ -275,7 +276,9 @@ class InputAware(Perturbation):
         batch = batch if self.channels_first else batch.permute(0, 2, 3, 1)
         return batch.to(x.device), torch.cat([wanted, y[count:]])
 
-    def _fit_masks(self, x: np.ndarray, epochs: int, batch_size: int, learning_rate: float, verbose: bool) -> None:
+    def _fit_masks(
+        self, x: np.ndarray, epochs: int, batch_size: int, learning_rate: float, fast: bool, verbose: bool
+    ) -> None:
         """Train the mask generator on images (N, C, H, W): small masks, and different ones for different images."""
         low, high = self.clip_values
         network = self.mask_generator.train().requires_grad_(True)
@@ -292,7 +295,8 @@ class InputAware(Perturbation):
                     )
                     for order in orders
                 )
-                mask_one, mask_two = self.mask(one), self.mask(two)
+                with self._autocast(fast):
+                    mask_one, mask_two = self.mask(one), self.mask(two)
                 density = torch.relu(mask_one - self.mask_density).mean()
                 diversity = (_distance(one, two) / (_distance(mask_one, mask_two) + 1e-7)).mean()
                 optimizer.zero_grad(set_to_none=True)
