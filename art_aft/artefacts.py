@@ -73,6 +73,7 @@ def _without_clean_data(
             infection = at.infection(attack, dataset, rate=rate)
             found += _defended(at, infection, rivals)
             found += _defended(at, infection, ["aft"], settings=NO_CLEAN_DATA, clean_data=False)
+            found += _defended(at, infection, ["progressive_erasing"], settings={}, clean_data=False)
         return found
 
     return cells

@@ -162,14 +162,23 @@ def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int
     :param batch_size: Images at a time.
     :return: Label indices of shape (N,).
     """
+    return predict_logits(classifier, x, batch_size).argmax(axis=1)
+
+
+def predict_logits(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    """
+    Return the model's output as ART's `predict` would, but leave modes and random generators as they are.
+
+    :param classifier: The classifier, also in the middle of its training.
+    :param x: float32 or uint8 images of shape (N, *input_shape).
+    :param batch_size: Images at a time.
+    :return: float32 of shape (N, nb_classes).
+    """
     with torch.no_grad(), borrow(classifier, precision="float32") as module:
         module.eval()
         clip_values = check_clip_values("clip_values", classifier.clip_values)
-        labels = [
-            module(to_float(part.to(classifier.device), clip_values)).argmax(dim=1).cpu()
-            for part in torch.from_numpy(x).split(batch_size)
-        ]
-        return torch.cat(labels).numpy()
+        parts = torch.from_numpy(x).split(batch_size)
+        return torch.cat([module(to_float(part.to(classifier.device), clip_values)).cpu() for part in parts]).numpy()
 
 
 def features(

@@ -27,6 +27,8 @@ DEFENCE_TITLES = {
     "neural_cleanse": "Neural Cleanse",
     "nad": "NAD",
     "aft": "AFT",
+    "auto": "AFT, automatic",
+    "progressive_erasing": "progressive erasing",
 }
 
 

@@ -150,7 +150,7 @@ def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     entries, theirs = _entries(rows), artefact.paper or {}
     comparable = rows[0]["scale"] != "smoke"
     attacks = list(dict.fromkeys(attack for _, attack in entries))
-    known = {*theirs, "none", "aft_shared"}
+    known = {*theirs, "none", "aft_shared", "progressive_erasing"}
     names = [name for name in dict.fromkeys(name for name, _ in entries) if name in known]
     titles = {
         **DEFENCE_TITLES,

@@ -22,7 +22,7 @@ from conftest import (
 )
 
 from art_aft.classifier import build_classifier, clone
-from art_aft.defences import DEFENCES, FineTuning, Purification, Tuning
+from art_aft.defences import DEFENCES, FineTuning, Purification
 
 # Whatever a defence has of these, it is tested with these: a short run that moves the weights.
 QUICK = {
@@ -191,7 +191,7 @@ class TestParams:
         assert defence.get_params() == defaults
 
     def test_each_setting_is_documented(self, name):
-        documentation = "".join(inspect.getdoc(base) for base in (DEFENCES[name], Tuning))
+        documentation = "".join(inspect.getdoc(base) for base in DEFENCES[name].__mro__)
         assert [key for key in ["classifier", *keywords(name)] if f":param {key}:" not in documentation] == []
 
     def test_settings_by_constructor_and_by_set_params_are_the_same(self, name, data, victim):

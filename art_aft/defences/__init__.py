@@ -11,6 +11,7 @@ from art_aft.defences.fine_tuning import FineTuning
 from art_aft.defences.nad import NeuralAttentionDistillation
 from art_aft.defences.neural_cleanse import NeuralCleanse
 from art_aft.defences.neural_cleanse_estimator import PyTorchNeuralCleanse
+from art_aft.defences.progressive_erasing import ProgressiveErasing
 from art_aft.defences.purification import DEFENCES, Purification, Tuning, register
 from art_aft.defences.reports import PurificationReport, Stage, Trial
 from art_aft.defences.trainer import AdversarialFineTuningTrainer
@@ -27,6 +28,7 @@ __all__ = [
     "FineTuning",
     "NeuralAttentionDistillation",
     "NeuralCleanse",
+    "ProgressiveErasing",
     "Purification",
     "PurificationReport",
     "PyTorchNeuralCleanse",

@@ -125,6 +125,9 @@ class AdversarialFineTuning(Tuning, Purification):
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
         self.radius = self._attack(self.classifier, None if self.eps == "auto" else self.eps).eps
+        # Shared perturbations: those that an earlier run found, if any; this run's of the infected model; the latest.
+        self.known: np.ndarray | None = None
+        self.found: np.ndarray | None = None
         self.perturbations: np.ndarray | None = None
         check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
@@ -155,10 +158,11 @@ class AdversarialFineTuning(Tuning, Purification):
         x_source, y_source = self._attacked_images(classifier, x, y)
         online = self.regenerate == "batch"  # then Stage 2 makes its examples itself
         with self._stage("Stage 1"):
-            self.perturbations = None
+            self.perturbations = self.known
             given = None if self.eps == "auto" else self._attack(classifier, self.eps).eps
             self.radius = given or self._working_radius(classifier, x_source, y_source)
             x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
+            self.found = self.perturbations
 
         # Stage 2: fine-tune the infected model on (x~, y), eq. (7).
         with self._stage("Stage 2") as accuracies:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -11,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.checks import check_choice, check_number
 from art_aft.classifier import clone, predict_labels
-from art_aft.defences.aft import AdversarialFineTuning
+from art_aft.defences.composed import Composed
 from art_aft.defences.purification import Purification, register
 from art_aft.defences.reports import Trial
 from art_aft.large_data import hold_out
@@ -31,7 +30,7 @@ class AccuracyLost(RuntimeError):
 
 @register("auto")
 @dataclass(eq=False, repr=False)
-class AutomaticFineTuning(Purification):
+class AutomaticFineTuning(Composed, Purification):
     """
     Adversarial Fine-Tuning as strong as the accuracy permits.
 
@@ -48,20 +47,12 @@ class AutomaticFineTuning(Purification):
     Preset "paper": Algorithm 1 as printed, with the guard alone.
 
     :param classifier: The classifier that may be infected.
-    :param preset: The name of a set of settings; None takes the defaults.
-    :param candidates: Settings of `AdversarialFineTuning`, the strongest first; those below come before them.
+    :param candidates: Settings of `AdversarialFineTuning`, the strongest first; those of `Composed` come before them.
     :param max_accuracy_drop: How much of the accuracy on held-out images may be lost, in [0, 1]: the measured loss and
         its standard error together, for few images say little.
     :param otherwise: If all candidates lose more: "return" the one that loses least (the report then says
         `accepted=False`), or "raise" an `AccuracyLost`.
-    :param min_steps: Stage 2 goes through few images so often that it makes at least so many steps.
     :param held_out: The share of the clean images, in (0, 0.9], that only measures.
-    :param batch_size: Images a step.
-    :param padding: Random crops after padding by so many pixels.
-    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
-    :param precision: "auto", "float32" or "bfloat16".
-    :param seed: The seed of everything random.
-    :param verbose: Whether to show progress bars.
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
     """
@@ -72,59 +63,36 @@ class AutomaticFineTuning(Purification):
 
     classifier: PyTorchClassifier
     _: KW_ONLY
-    preset: str | None = None
     candidates: Sequence[Mapping[str, Any]] = CANDIDATES
     max_accuracy_drop: float = 0.05
     otherwise: str = "return"
-    min_steps: int = 400
     held_out: float = 0.2
-    batch_size: int = 64
-    padding: int = 4
-    mirror: bool = True
-    precision: str = "auto"
-    seed: int = 0
-    verbose: bool = False
 
     def _check_params(self) -> None:
         super()._check_params()
         check_number("max_accuracy_drop", self.max_accuracy_drop, minimum=0.0, maximum=1.0)
         check_choice("otherwise", self.otherwise, ("return", "raise"))
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9, above=True)
-        check_integer("min_steps", self.min_steps, 0)
-        check_integer("batch_size", self.batch_size, 1)
-        check_integer("seed", self.seed, 0)
-        check_flag("verbose", self.verbose)
         if not isinstance(self.candidates, Sequence) or not self.candidates:
             raise ValueError(f"candidates: got {self.candidates!r}, expected settings of at least one")
         for settings in self.candidates:
-            self._defence(self.classifier, settings, 1)
-
-    def _defence(self, classifier: PyTorchClassifier, settings: Mapping[str, Any], n: int) -> AdversarialFineTuning:
-        """Return a candidate, for so many images."""
-        own = ("batch_size", "padding", "mirror", "precision", "seed", "verbose")
-        defence = AdversarialFineTuning(classifier, **{**settings, **{name: getattr(self, name) for name in own}})
-        defence.nb_epochs = max(defence.nb_epochs, math.ceil(self.min_steps / math.ceil(n / self.batch_size)))
-        return defence
+            self._fine_tuning(self.classifier, settings, 1)
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
         if len(x) < 2:
             raise ValueError(f"x: got {len(x)} image, expected at least two: one measures")
+        self._found.clear()
         size = min(max(1, round(self.held_out * len(x))), len(x) - 1)
         (x, y), (x_held, y_held) = hold_out(x, y, size, self.seed)
 
         known = predict_labels(classifier, x_held) == y_held
         before = float(known.mean())
         runs: list[tuple[Trial, PyTorchClassifier]] = []
-        radii: dict[tuple[Any, Any], float] = {}
         for settings in self.candidates:
             start, purified = time.perf_counter(), clone(classifier)
             with self._stage(f"Trial {len(runs) + 1}"):
-                defence = self._defence(classifier, settings, len(x))
-                ball = defence.adversary, defence.norm
-                if defence.eps == "auto":
-                    defence.eps = radii.get(ball, "auto")  # that of an infected classifier is always the same
-                defence(x, transformed_classifier=purified, y=y)
-                radii[ball] = defence.radius
+                defence = self._fine_tuning(classifier, settings, len(x))
+                self._run(defence, purified, x, y)
             lost = known.astype(int) - (predict_labels(purified, x_held) == y_held)
             after = before - float(lost.mean())
             # A share that is a whole number of images must not fall to the side of a rounding error. Processes that

@@ -1,0 +1,77 @@
+"""What defences share that are made of whole runs of Adversarial Fine-Tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.checks import check_flag, check_integer
+from art_aft.defences.aft import AdversarialFineTuning
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Composed:
+    """
+    What is the same for all runs of Adversarial Fine-Tuning that a defence is made of.
+
+    :param preset: The name of a set of settings; None takes the defaults.
+    :param min_steps: Stage 2 goes through few images so often that it makes at least so many steps.
+    :param batch_size: Images a step.
+    :param padding: Random crops after padding by so many pixels.
+    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
+    :param precision: "auto", "float32" or "bfloat16".
+    :param seed: The seed of everything random.
+    :param verbose: Whether to show progress bars.
+    :raises ValueError: If a setting is out of its range.
+    """
+
+    preset: str | None = None
+    min_steps: int = 400
+    batch_size: int = 64
+    padding: int = 4
+    mirror: bool = True
+    precision: str = "auto"
+    seed: int = 0
+    verbose: bool = False
+
+    def _check_params(self) -> None:
+        check_integer("min_steps", self.min_steps, 0)
+        check_integer("batch_size", self.batch_size, 1)
+        check_integer("seed", self.seed, 0)
+        check_flag("verbose", self.verbose)
+        self._found: dict[tuple[Any, ...], tuple[float, np.ndarray | None]] = {}
+
+    def _fine_tuning(
+        self, classifier: PyTorchClassifier, settings: Mapping[str, Any], n: int, *, max_steps: int | None = None
+    ) -> AdversarialFineTuning:
+        """Return a run for n images, with the settings given and those that all share."""
+        own = ("batch_size", "padding", "mirror", "precision", "seed", "verbose")
+        defence = AdversarialFineTuning(classifier, **{**settings, **{name: getattr(self, name) for name in own}})
+        epoch_steps = math.ceil(n / self.batch_size)
+        if max_steps is None:
+            defence.nb_epochs = max(defence.nb_epochs, math.ceil(self.min_steps / epoch_steps))
+        else:
+            defence.max_steps, defence.nb_epochs = max_steps, math.ceil(max_steps / epoch_steps)
+        return defence
+
+    def _run(
+        self, defence: AdversarialFineTuning, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray
+    ) -> PyTorchClassifier:
+        """
+        Purify a copy of the infected classifier in place, and return it.
+
+        The ball and the shared perturbations, which are the infected classifier's however it is fine-tuned, are
+        looked for once for all runs of a purification, on the first one's images.
+        """
+        search = ("adversary", "norm", "eps", "eps_step", "max_iter", "num_random_init", "attack_labels")
+        key = tuple(getattr(defence, name) for name in search)
+        if key in self._found:
+            defence.eps, defence.known = self._found[key]
+        purified = defence(x, transformed_classifier=classifier, y=y)
+        self._found.setdefault(key, (defence.radius, defence.found))
+        return purified

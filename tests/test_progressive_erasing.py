@@ -1,0 +1,195 @@
+"""Progressive erasing: who judges whom, what is picked, and that the backdoor goes without clean data."""
+
+import numpy as np
+import pytest
+from conftest import linear_classifier, same_weights, tiny_classifier, tiny_data, untouched
+
+from art_aft.classifier import clone
+from art_aft.datasets import digits, split_clean
+from art_aft.defences import AdversarialFineTuning, ProgressiveErasing
+from art_aft.defences.progressive_erasing import least_of_each_label, margins
+from art_aft.perturbations import BadNets
+from art_aft.poisoning import AllToOne, poison
+
+QUICK = {"adversary": "shared", "nb_epochs": 2, "clean_epochs": 0, "learning_rate": 0.05, "max_iter": 2}
+OWN = {"min_steps": 0, "batch_size": 8, "padding": 0, "mirror": False, "precision": "float32", "seed": 3}
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Record the images, labels and steps of each run of Adversarial Fine-Tuning, and the weights it begins with."""
+    seen = []
+    original = AdversarialFineTuning.__call__
+
+    def call(defence, x, transformed_classifier=None, y=None):
+        seen.append((x, y, defence.max_steps, clone(transformed_classifier or defence.classifier), defence.known))
+        return original(defence, x, transformed_classifier, y)
+
+    monkeypatch.setattr(AdversarialFineTuning, "__call__", call)
+    return seen
+
+
+def erasing(classifier, **settings):
+    return ProgressiveErasing(classifier, **{"settings": QUICK, "n_folds": 2, "fold_steps": 5, **OWN, **settings})
+
+
+def numbered(n=40):
+    """Images that can be told apart, with all four labels."""
+    x, _ = tiny_data(n)
+    return x, np.arange(n) % 4
+
+
+def test_margins_are_the_given_logit_above_the_next():
+    weights = np.zeros((3, 1, 1, 2))
+    weights[:, 0, 0, 0] = [1.0, 2.0, 4.0]
+    x = np.array([[[[1.0, 0.0]]], [[[0.5, 0.0]]], [[[1.0, 0.0]]]], dtype=np.float32)
+    np.testing.assert_allclose(margins(linear_classifier(weights), x, np.array([2, 2, 0])), [2.0, 1.0, -3.0])
+
+
+def test_each_label_has_its_share_of_those_that_lost_least():
+    values = np.array([5.0, 1.0, 2.0, 3.0, 9.0, 8.0, 7.0])
+    y = np.array([0, 0, 0, 0, 1, 1, 2])
+    assert least_of_each_label(values, y, 0.5).tolist() == [False, True, True, False, False, True, True]
+    assert least_of_each_label(values, y, 1.0).all()
+
+
+def test_each_label_is_judged_by_a_model_that_did_not_see_it(runs):
+    victim = tiny_classifier()
+    x, y = numbered()
+    defence = erasing(victim)
+    with untouched(victim):
+        defence(x, y=y)
+    *folds, last = runs
+    left_out = [set(range(4)) - set(labels) for _, labels, *_ in folds]
+    assert sorted(len(labels) for labels in left_out) == [2, 2]
+    assert left_out[0] | left_out[1] == {0, 1, 2, 3}
+    for images, labels, steps, begun, _ in folds:
+        others = np.isin(y, labels)
+        assert {image.tobytes() for image in images} == {image.tobytes() for image in x[others]}
+        assert (steps, len(images)) == (5, 20)
+        assert same_weights(begun, victim)
+    assert last[2] is None
+    assert same_weights(last[3], victim)
+
+
+def test_what_an_image_lost_is_its_margin_before_less_that_of_its_judge():
+    victim = tiny_classifier()
+    x, y = numbered()
+    defence = erasing(victim, max_images=None)
+    defence(x, y=y)
+    assert [stage.name for stage in defence.report.stages] == ["Fold 1", "Fold 2", "Round 1"]
+    left_out = np.random.default_rng([OWN["seed"], 1]).permutation(4)[:2]
+    seen = np.random.default_rng([OWN["seed"], 0]).permutation(40)
+    others = seen[~np.isin(y[seen], left_out)]
+    own = {key: value for key, value in OWN.items() if key != "min_steps"}
+    judge = AdversarialFineTuning(victim, **{**QUICK, "max_steps": 5}, **own)(x[others], y=y[others])
+    judged = np.isin(y, left_out)
+    expected = margins(victim, x[judged], y[judged]) - margins(judge, x[judged], y[judged])
+    np.testing.assert_allclose(defence.lost[judged], expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected).max() > 0.1
+
+
+def test_the_round_is_a_purification_on_the_images_picked(runs):
+    victim = tiny_classifier()
+    x, y = numbered()
+    defence = erasing(victim, shares=(0.3,), min_steps=6)
+    purified = defence(x, y=y)
+    images, labels, _, _, known = runs[-1]
+    assert defence.picked.sum() == len(images) == 12  # three of each label's ten
+    assert np.bincount(y[defence.picked]).tolist() == [3, 3, 3, 3]
+    assert {image.tobytes() for image in images} == {image.tobytes() for image in x[defence.picked]}
+    for label in range(4):
+        of_label = y == label
+        assert defence.lost[of_label & defence.picked].max() <= defence.lost[of_label & ~defence.picked].min()
+    own = {key: value for key, value in OWN.items() if key != "min_steps"}
+    by_hand = AdversarialFineTuning(victim, **{**QUICK, "nb_epochs": 3}, **own)  # two steps an epoch
+    by_hand.known = known
+    assert same_weights(purified, by_hand(images, y=labels))
+    assert defence.report.chosen == {"n_picked": 12}
+
+
+def test_perturbations_are_looked_for_once_in_each_call(runs, monkeypatch):
+    victim = tiny_classifier()
+    x, y = numbered()
+    defence = erasing(victim, shares=(0.3, 0.5))
+    defence(x, y=y)
+    known = [run[4] for run in runs]
+    assert [found is None for found in known] == [True, False, False, False]
+    assert all(found is known[1] for found in known[1:])
+    defence(x, y=y)
+    assert runs[4][4] is None
+
+
+def test_later_rounds_are_judged_by_the_purified_model(runs):
+    victim = tiny_classifier()
+    x, y = numbered()
+    first = erasing(victim, shares=(0.3,))
+    purified = first(x, y=y)
+    second = erasing(victim, shares=(0.3, 0.6))
+    second(x, y=y)
+    assert second.picked.sum() == 24
+    np.testing.assert_allclose(second.lost, margins(victim, x, y) - margins(purified, x, y), rtol=1e-4, atol=1e-5)
+    assert same_weights(runs[-1][3], victim)
+
+
+def test_with_one_fold_the_judge_sees_all(runs):
+    x, y = numbered()
+    erasing(tiny_classifier(), n_folds=1)(x, y=y)
+    assert [len(run[0]) for run in runs] == [40, 12]
+
+
+def test_images_beyond_the_most_have_no_part(runs):
+    x, y = numbered()
+    defence = erasing(tiny_classifier(), max_images=24, shares=(1.0,))
+    defence(x, y=y)
+    assert np.isnan(defence.lost).sum() == 16
+    np.testing.assert_array_equal(defence.picked, ~np.isnan(defence.lost))
+    assert len(runs[-1][0]) == 24
+
+
+def test_in_place_gives_the_same(runs):
+    x, y = numbered()
+    victim = tiny_classifier()
+    given = clone(victim)
+    assert erasing(victim)(x, transformed_classifier=given, y=y) is given
+    assert same_weights(given, erasing(victim)(x, y=y))
+    assert not same_weights(given, victim)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_folds": 0}, r"^n_folds: got 0"),
+        ({"fold_steps": 0}, r"^fold_steps: got 0"),
+        ({"shares": ()}, r"^shares: got \(\), expected at least one share"),
+        ({"shares": (0.0,)}, r"^shares: got 0"),
+        ({"max_images": 0}, r"^max_images: got 0"),
+        ({"settings": {"eps": -1.0}}, r"^eps: got -1"),
+        ({"min_steps": -1}, r"^min_steps: got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ProgressiveErasing(tiny_classifier(), **settings)
+
+
+@pytest.mark.parametrize(("n_folds", "labels"), [(2, 2), (3, 2), (2, 3)])
+def test_too_few_labels_are_an_error(n_folds, labels):
+    x, _ = tiny_data(12)
+    victim = tiny_classifier()
+    with untouched(victim), pytest.raises(ValueError, match=rf"^n_folds: got {n_folds} for {labels} labels"):
+        erasing(victim, n_folds=n_folds)(x, y=np.arange(12) % labels)
+
+
+def test_the_backdoor_goes_without_clean_data(infected):
+    data = digits(seed=0)
+    _, rest = split_clean(data.y_train, share=0.1, seed=0)
+    planted = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(0), rate=0.1, seed=0)
+    assert infected.scores(infected.classifier).asr > 0.98
+    defence = ProgressiveErasing(infected.classifier, fold_steps=60, min_steps=200, mirror=False, padding=1)
+    scores = infected.scores(defence(planted.x, y=planted.y))
+    target = planted.y == 0
+    assert planted.is_poisoned[target].mean() > 0.5
+    assert planted.is_poisoned[target & defence.picked].mean() < 0.05
+    assert scores.asr < 0.05
+    assert scores.acc > 0.9
