@@ -122,3 +122,20 @@ def test_other_architectures_are_infected_and_purified(tmp_path, monkeypatch):
     assert {(row["model"], row["attack"]) for row in rows} == {("vgg", "blend"), ("vision transformer", "blend")}
     assert [row["defence"] for row in rows] == ["before", "fine-tuning", "automatic"] * 2
     assert all(row["chosen"]["nb_epochs"] >= 2 for row in rows if row["defence"] == "automatic")
+
+
+def test_compiling_pays_once_it_has_won_back_what_it_took(monkeypatch):
+    compiling = module("compiling")
+    monkeypatch.setattr(compiling, "MODELS", ("wrn-10-1",))
+    monkeypatch.setattr(compiling.torch, "compile", lambda model: model)
+    # Two steps with the compiler at work, then pairs of plain and compiled ones.
+    times = iter([5.0, 3.0, 2.0, 1.0, 2.0, 1.0, 5.0, 3.0, 1.0, 1.0, 1.0, 2.0])
+
+    def timed(step):
+        step()
+        return next(times)
+
+    monkeypatch.setattr(compiling, "seconds", timed)
+    training, gradient = compiling.table(4, 2)
+    assert (training["compile_seconds"], training["times_as_fast"], training["pays_after_images"]) == (6.0, 2.0, 24)
+    assert (gradient["times_as_fast"], gradient["range"], gradient["pays_after_images"]) == (0.75, [0.5, 1.0], None)
