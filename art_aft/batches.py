@@ -125,6 +125,9 @@ class Batches(IterableDataset):
         self.each_batch: EachBatch | None = None
         self.augment_last = False
         self.clean: tuple[torch.Tensor, float] | None = None
+        #: Asked about the clean images of each batch, which come first; and what it said of the latest.
+        self.teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.said = torch.zeros(0, nb_classes)
         self.after_epoch: Callable[[int], None] | None = None
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -157,6 +160,9 @@ class Batches(IterableDataset):
             count = round(share * len(index))
             shown = self.augmentation(self._images(images, index[:count]), self.rng)
             x = torch.cat([shown, x[count:]])
+            if self.teacher:
+                with torch.no_grad():
+                    self.said = self.teacher(shown) if count else self.said[:0]
         return x, y
 
     def _images(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from art_aft.checks import check_choice, check_clip_values, check_flag, check_in
 from art_aft.classifier import check_data
 from art_aft.data_parallel import data_parallel
 from art_aft.devices import PRECISIONS
+from art_aft.distillation import taught
 from art_aft.pixel_module import PixelModule, borrow
 from art_aft.processes import check_same, world
 from art_aft.rng import isolated_rng
@@ -115,6 +117,7 @@ def fit(
     also: Sequence[Any] = (),
     in_range: bool = True,
     loss: torch.nn.Module | None = None,
+    teacher: tuple[PyTorchClassifier, float] | None = None,
     verbose: bool = False,
     description: str = "Fit",
 ) -> None:
@@ -140,6 +143,8 @@ def fit(
     :param also: Things with `state_dict` that the callbacks change, to be part of the checkpoint.
     :param in_range: Whether images outside `clip_values` are refused.
     :param loss: Another loss than the classifier's own, on logits and label indices.
+    :param teacher: With `clean`: a classifier whose outputs on those images, softened by a temperature above 0, are
+        learnt instead of their labels.
     :param verbose: Whether to show a progress bar.
     :param description: The progress bar's title.
     :raises ValueError: If the data do not fit the classifier, or it has no optimizer where its own is needed, or
@@ -167,16 +172,27 @@ def fit(
     if clean is not None:
         share = check_number("clean", clean[1], minimum=0.0, maximum=1.0)
         batches.clean = _on(device, check_data(classifier, clean[0], labels)[0]), share
+    if teacher is not None:
+        check_number("teacher", teacher[1], minimum=0.0, above=True)
+        if clean is None:
+            raise ValueError("clean: got none with a teacher, expected the images that it teaches")
     if batches.total_steps == 0:
         return
     verbose = verbose and world().rank == 0
-    with isolated_rng(recipe.seed), borrow(classifier, precision=recipe.precision) as module:
+    objective = loss or classifier.loss
+    with (
+        isolated_rng(recipe.seed),
+        taught(*teacher, batches, objective, recipe.precision) if teacher else nullcontext(objective) as objective,
+        borrow(classifier, precision=recipe.precision) as module,
+    ):
         module.freeze_bn = recipe.freeze_bn
         optimizer = _optimizer(classifier, module, recipe)
         bar = tqdm(
             total=batches.total_steps, desc=description, unit="step", disable=None if verbose else True, leave=False
         )
         scheduler = None if recipe.learning_rate is None else _scheduler(optimizer, recipe, batches)
+
+        after_step = _then_train(module, after_step)
 
         def stepped(*_: object) -> None:
             bar.update()
@@ -200,7 +216,7 @@ def fit(
         bar.update(batches.steps)
         hook = optimizer.register_step_post_hook(stepped)
         try:
-            network, objective = data_parallel(module, loss or classifier.loss, batches)
+            network, objective = data_parallel(module, objective, batches)
             _worker(classifier, network, optimizer, objective).fit_generator(
                 # The loader draws a seed for worker processes that there are none of; its own generator spares ours.
                 PyTorchDataGenerator(

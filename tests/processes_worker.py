@@ -114,6 +114,7 @@ CASES = {
     "aft epoch": lambda folder: fine_tuned(regenerate="epoch", clean_epochs=0, recalibrate_bn=True),
     "aft batch": lambda folder: fine_tuned(regenerate="batch", clean_epochs=0, misclassified="keep"),
     "aft shared": lambda folder: fine_tuned(adversary="shared", norm=2, clean_epochs=0, max_iter=3),
+    "aft distilled": lambda folder: fine_tuned(clean_epochs=0, clean_share=0.3, distillation=2.0),
     "nad": lambda folder: fine_tuned(
         NeuralAttentionDistillation, layers=("first",), betas=(10.0,), teacher_epochs=1, nb_epochs=1
     ),

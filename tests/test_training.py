@@ -387,7 +387,7 @@ class TestHooks:
         with untouched(classifier), pytest.raises(ValueError, match=message):
             fit(classifier, numbered(self.N), np.zeros(self.N), recipe(), clean=clean)
 
-    @pytest.mark.parametrize("hook", ["each_epoch", "each_batch", "after_epoch"])
+    @pytest.mark.parametrize("hook", ["each_epoch", "each_batch", "after_step", "after_epoch"])
     def test_a_prediction_in_any_hook_does_not_end_training_mode(self, hook):
         x, y = tiny_data(self.N)
         classifier = tiny_classifier()

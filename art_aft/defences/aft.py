@@ -16,6 +16,7 @@ from art_aft.batches import Augmentation, augmented_views
 from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import clone, predict_labels
+from art_aft.defences.presets import ADVERSARIAL_FINE_TUNING as PRESETS
 from art_aft.defences.purification import Purification, Tuning, register
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.large_data import chunks, empty, hold_out, take
@@ -68,37 +69,20 @@ class AdversarialFineTuning(Tuning, Purification):
     :param nb_epochs: Passes over the adversarial examples, Stage 2.
     :param clean_epochs: Passes over the clean images, Stage 3; 0 leaves it out, as the paper does without clean data.
     :param clean_share: The share of each Stage 2 batch that is clean; 0 is eq. (7).
+    :param distillation: The temperature at which what the infected model says of those clean images is learnt instead
+        of their labels, which keeps more of the accuracy; 0 is their labels.
     :param recalibrate_bn: Whether batch normalisation's statistics are recomputed on the clean images after each stage.
     :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
 
     Presets: "paper", Algorithm 1 as printed, with Stages 2 and 3 as WRN-16-1 is trained; "shared", one perturbation a
-    label in an L2 ball, half of each batch clean, and no Stage 3; "no_clean_data", for the poisoned training set
+    label in an L2 ball, half of each batch clean, and no Stage 3; "distilled", the same for twice as long, with the
+    clean half taught by the infected model; "no_clean_data", for the poisoned training set
     with its given labels: cropped and mirrored before Stage 1, no Stage 3, and an early end.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"batch_size": 64, "weight_decay": 1e-4, "regenerate": "once", "clean_share": 0.0},
-        "no_clean_data": {
-            "batch_size": 64,
-            "weight_decay": 1e-4,
-            "augment_first": True,
-            "clean_epochs": 0,
-            "nb_epochs": 1,
-            "max_steps": 400,
-        },
-        "shared": {
-            "adversary": "shared",
-            "norm": 2,
-            "clean_share": 0.5,
-            "clean_epochs": 0,
-            "learning_rate": 0.1,
-            "schedule": "one_cycle",
-            "batch_size": 64,
-            "weight_decay": 1e-4,
-        },
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     classifier: PyTorchClassifier
     _: KW_ONLY
@@ -117,6 +101,7 @@ class AdversarialFineTuning(Tuning, Purification):
     n_views: int = 1
     clean_epochs: int = 10
     clean_share: float = 0.0
+    distillation: float = 0.0
     recalibrate_bn: bool = False
     held_out: float = 0.0
 
@@ -137,10 +122,13 @@ class AdversarialFineTuning(Tuning, Purification):
         check_integer("n_views", self.n_views, 1)
         check_integer("clean_epochs", self.clean_epochs, 0)
         check_number("clean_share", self.clean_share, minimum=0.0, maximum=1.0)
+        check_number("distillation", self.distillation, minimum=0.0)
         check_flag("recalibrate_bn", self.recalibrate_bn)
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9)
         if self.n_views > 1 and not self.augment_first:
             raise ValueError(f"n_views: got {self.n_views} without augment_first, expected 1")
+        if self.distillation and not self.clean_share:
+            raise ValueError(f"distillation: got {self.distillation:g} without clean images (clean_share), expected 0")
         if self.misclassified == "skip" and self.regenerate != "once":
             raise ValueError(f"misclassified: got 'skip' with regenerate {self.regenerate!r}, expected 'once' with it")
 
@@ -292,6 +280,7 @@ class AdversarialFineTuning(Tuning, Purification):
             each_epoch=each_epoch if anew else None,
             each_batch=each_batch if online == "batch" else None,
             clean=(x_clean, self.clean_share) if x_clean is not None and self.clean_share else None,
+            teacher=(clone(classifier), self.distillation) if x_clean is not None and self.distillation else None,
             after_epoch=best,
             in_range=self.clip,
             verbose=self.verbose,

@@ -43,8 +43,8 @@ class ProgressiveErasing(Composed, Purification):
     the authors' later code and Algorithm 1.
 
     :param classifier: The classifier that may be infected.
-    :param settings: Of each run of `AdversarialFineTuning`; None is its preset "shared". Those of `Composed` come
-        before them.
+    :param settings: Of `AdversarialFineTuning`; None is its preset "distilled". Those of `Composed` come before them.
+        Judges learn labels alone (`distillation=0`): what the infected classifier says is what they are to doubt.
     :param n_folds: How many parts the labels are dealt into; with 1, no label is left out.
     :param fold_steps: Stage 2's steps for each fold.
     :param shares: Which share of each label's images, in (0, 1], is picked in each round.
@@ -94,7 +94,8 @@ class ProgressiveErasing(Composed, Purification):
                 out = np.isin(y, fold)
                 others = np.arange(len(y)) if self.n_folds == 1 else np.flatnonzero(~out)
                 judge = clone(infected)
-                self._run(self._aft(judge, len(others), max_steps=self.fold_steps), judge, take(x, others), y[others])
+                defence = self._aft(judge, len(others), max_steps=self.fold_steps, distillation=0.0)
+                self._run(defence, judge, take(x, others), y[others])
                 lost[out] = before[out] - margins(judge, take(x, np.flatnonzero(out)), y[out])
 
         for number, share in enumerate(self.shares, start=1):
@@ -109,9 +110,12 @@ class ProgressiveErasing(Composed, Purification):
                 lost = before - margins(classifier, x, y)
         return {"chosen": {"n_picked": len(picked)}}
 
-    def _aft(self, classifier: PyTorchClassifier, n: int, **steps: int) -> AdversarialFineTuning:
+    def _aft(
+        self, classifier: PyTorchClassifier, n: int, max_steps: int | None = None, **changes: Any
+    ) -> AdversarialFineTuning:
         """Return a run for n images."""
-        return self._fine_tuning(classifier, self.settings or {"preset": "shared"}, n, **steps)
+        settings = {**(self.settings or {"preset": "distilled"}), **changes}
+        return self._fine_tuning(classifier, settings, n, max_steps=max_steps)
 
     def _as_in_first(self, values: np.ndarray) -> np.ndarray:
         """Return float32 values as the first process has them: those that round differently must pick the same."""
