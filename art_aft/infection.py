@@ -280,6 +280,7 @@ def _train(
         settings["after_epoch"] = watch
     if hasattr(attack, "fit"):
         steps = recipe.nb_epochs * -(-len(x) // recipe.batch_size)
+        mask_epochs = max(2, recipe.nb_epochs // 4, math.ceil(MASK_STEPS / max(1, len(x) // 128)))
         attack.fit(
             classifier,
             x,
@@ -288,7 +289,8 @@ def _train(
             train=partial(fit, recipe=recipe, **settings),
             steps=steps,
             rate=infection.rate,
-            mask_epochs=max(2, recipe.nb_epochs // 4, math.ceil(MASK_STEPS / max(1, len(x) // 128))),
+            # A checkpoint has the masks in it.
+            mask_epochs=0 if place and _checkpoint(place).exists() else mask_epochs,
             verbose=verbose,
         )
     elif infection.per_batch:

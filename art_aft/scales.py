@@ -19,7 +19,7 @@ class Scale:
 
     :param name: "smoke", "cpu" or "full".
     :param data: The folder of the data sets; None takes digits for all of them.
-    :param recipes: By model or by attack, which comes first, how a victim is trained.
+    :param recipes: By model, how it is trained.
     :param clean_share: The share of clean images that the defender has.
     :param subsets: How many clean subsets are averaged over.
     :param targets: The attacker's labels that Figs. 1, 4 and 5 have a model for.
@@ -52,7 +52,7 @@ class Scale:
             "attack": attack,
             "data": "digits" if self.data is None else str(self.data / dataset),
             "model": "wrn-10-1" if self.data is None else model,
-            "recipe": self.recipes.get(attack, self.recipes[model]),
+            "recipe": self.recipes[model],
             "clean_share": self.clean_share,
         }
         if attack == "wanet":
@@ -97,7 +97,6 @@ _SCALES: dict[str, dict[str, Any]] = {
         "recipes": {
             "wrn-16-1": RECIPES["paper"],
             "preactresnet-18": _SHORT,
-            "input_aware": replace(_SHORT, nb_epochs=14),  # each takes longer, with two generators
             "resnet-18": replace(RECIPES["resnet"], nb_epochs=5, milestones=(), schedule="one_cycle"),
         },
         "targets": (0, 3, 6),

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from art_aft import infection
+from art_aft.checkpoints import Checkpoint
 from art_aft.classifier import build_classifier
-from art_aft.perturbations import WaNet
+from art_aft.infection import Infection, plant
+from art_aft.perturbations import InputAware, WaNet
 from art_aft.poisoning import AllToOne, BatchPoisoning
 from art_aft.training import Recipe, fit
 
@@ -82,6 +85,35 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, recipe, n):
     with pytest.raises(ValueError, match=r"checkpoint: got .*run of another run"):
         fit(classifier, X[:n], Y[:n], recipe, checkpoint=tmp_path / "run")
     assert torch.equal(weights(classifier), before)
+
+
+def test_a_resumed_input_aware_run_takes_its_masks_from_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(infection, "MASK_STEPS", 4)
+    recipe = Recipe(nb_epochs=3, batch_size=64, learning_rate=0.05)
+    settings = Infection("input_aware", clean_share=0.8, recipe=recipe)
+    write, passes, fit_masks = Checkpoint.write, [], InputAware._fit_masks
+
+    def note(trigger, x, epochs, *others):
+        passes.append(epochs)
+        fit_masks(trigger, x, epochs, *others)
+
+    def write_and_die(checkpoint, epoch):
+        write(checkpoint, epoch)
+        if epoch == 2:
+            raise Killed
+
+    monkeypatch.setattr(InputAware, "_fit_masks", note)
+    whole = plant(settings, store=tmp_path / "whole")
+    with monkeypatch.context() as killing:
+        killing.setattr(Checkpoint, "write", write_and_die)
+        with pytest.raises(Killed):
+            plant(settings, store=tmp_path / "killed")
+    resumed = plant(settings, store=tmp_path / "killed")
+    assert passes == [4, 4, 0]
+    assert resumed.seconds is None
+    assert torch.equal(weights(resumed.classifier), weights(whole.classifier))
+    (_, ours), (_, theirs) = resumed.attack.perturbation.state(), whole.attack.perturbation.state()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_kill_9_in_the_middle_of_a_command_changes_nothing_in_the_end(tmp_path):
