@@ -3,7 +3,12 @@
 __version__ = "0.1.0"
 
 from art_aft.classifier import build_classifier, clone
-from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer, AutomaticFineTuning
+from art_aft.defences import (
+    AdversarialFineTuning,
+    AdversarialFineTuningTrainer,
+    AutomaticFineTuning,
+    ProgressiveErasing,
+)
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.metrics import Scores, evaluate
 from art_aft.poisoning import AllToAll, AllToOne, PoisonedData, poison
@@ -17,6 +22,7 @@ __all__ = [
     "AutomaticFineTuning",
     "BackdoorScan",
     "PoisonedData",
+    "ProgressiveErasing",
     "ScanReport",
     "Scores",
     "TorchAttacksPGD",

@@ -33,6 +33,8 @@ class ProgressiveErasing(Composed, Purification):
     each label, the images that lost least are picked, and the infected classifier is purified on them. Then that
     judges all images, more are picked, and so on.
 
+    Against all-to-all attacks it does little: triggered images have all labels, and each judge learns from the others.
+
     After a call, `picked` tells which images the last round took, `lost` how much margin each image lost; images
     that had no part in it (`max_images`) have NaN there.
 
