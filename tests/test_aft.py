@@ -545,6 +545,40 @@ class TestStageSettings:
         np.testing.assert_array_equal(counts, [n_views] * N)
         assert len(set(epochs[0])) > 0.9 * n_views * N
 
+    def test_shared_perturbations_are_put_on_views_that_are_new_in_every_batch(self, victim):
+        classifier, x, y = victim
+        defence = plain(
+            classifier,
+            adversary="shared",
+            norm=2,
+            eps=0.5,
+            augment_first=True,
+            clip=False,
+            padding=2,
+            mirror=True,
+            nb_epochs=3,
+            clean_epochs=0,
+        )
+        with watched(classifier) as seen:
+            defence(x, y=y)
+        views = np.stack(
+            [np.frombuffer(v, np.float32) for image in x for v in shifted_versions(image, 2, 0.0, mirror=True)]
+        )
+        source = np.repeat(np.arange(N), len(views) // N)
+        drawn = []
+        for batch in [batch for batch, training in seen if training]:
+            pairs = []
+            for label, r in enumerate(defence.found):
+                left = (batch - r).reshape(N, 1, -1)
+                image, view = np.nonzero(np.abs(left - views).max(axis=2) < 1e-5)
+                pairs += [(source[j], j, label) for _, j in zip(image, view, strict=True)]
+            assert sorted({number for number, _, _ in pairs}) == list(range(N))
+            assert len(pairs) == N
+            assert all(label != y[number] for number, _, label in pairs)
+            drawn.append({view for _, view, _ in pairs})
+        assert len(drawn) == 3
+        assert all(len(drawn[i] & drawn[j]) < N / 2 for i in range(3) for j in range(i))
+
     def test_augmented_views_keep_the_labels_of_their_images(self, victim):
         """With nothing to crop or mirror, two views are the images twice: the same full-batch gradients."""
         classifier, x, y = victim

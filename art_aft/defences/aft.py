@@ -61,7 +61,7 @@ class AdversarialFineTuning(Tuning, Purification):
     :param regenerate: When examples are made: "once" from the infected model (Algorithm 1), or again from the current
         model at every "epoch" or "batch" (the authors' later code).
     :param augment_first: Whether images are cropped and mirrored before they are attacked and not afterwards, as the
-        paper does without clean data.
+        paper does without clean data; for "shared" afresh in every batch.
     :param n_views: With `augment_first`, how many augmented copies of each image.
 
     Stages 2 and 3, beside the settings of `Tuning` (the paper's WRN-16-1: `batch_size` 64, `weight_decay` 1e-4):
@@ -69,17 +69,17 @@ class AdversarialFineTuning(Tuning, Purification):
     :param nb_epochs: Passes over the adversarial examples, Stage 2.
     :param clean_epochs: Passes over the clean images, Stage 3; 0 leaves it out, as the paper does without clean data.
     :param clean_share: The share of each Stage 2 batch that is clean; 0 is eq. (7).
-    :param distillation: The temperature at which what the infected model says of those clean images is learnt instead
-        of their labels, which keeps more of the accuracy; 0 is their labels.
+    :param distillation: The temperature at which those clean images are taught what the infected model says of them,
+        not their labels; 0 is their labels.
     :param recalibrate_bn: Whether batch normalisation's statistics are recomputed on the clean images after each stage.
     :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
 
     Presets: "paper", Algorithm 1 as printed, with Stages 2 and 3 as WRN-16-1 is trained; "shared", one perturbation a
-    label in an L2 ball, half of each batch clean, and no Stage 3; "distilled", the same for twice as long, with the
-    clean half taught by the infected model; "no_clean_data", for the poisoned training set
-    with its given labels: cropped and mirrored before Stage 1, no Stage 3, and an early end.
+    label in an L2 ball, half of each batch clean, no Stage 3; "distilled", that for twice as long, with the clean half
+    taught by the infected model: more accurate, but some backdoors (SIG) are handed on; "no_clean_data", for the
+    poisoned training set: cropped and mirrored before Stage 1, no Stage 3, and an early end.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
@@ -110,10 +110,9 @@ class AdversarialFineTuning(Tuning, Purification):
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
         self.radius = self._attack(self.classifier, None if self.eps == "auto" else self.eps).eps
-        # Shared perturbations: those that an earlier run found, if any; this run's of the infected model; the latest.
+        # Shared perturbations: an earlier run's, if any; this run's of the infected model; the latest.
         self.known: np.ndarray | None = None
-        self.found: np.ndarray | None = None
-        self.perturbations: np.ndarray | None = None
+        self.found = self.perturbations = self.known
         check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
@@ -136,7 +135,7 @@ class AdversarialFineTuning(Tuning, Purification):
         held_out = None
         if size := round(self.held_out * len(x)):
             (x, y), held_out = hold_out(x, y, size, self.seed)
-        if self.augment_first:
+        if self.augment_first and not self._fresh_views:
             clip_values = check_clip_values("clip_values", classifier.clip_values)
             augmentation = Augmentation(self.padding, self.mirror, clip_values[0], classifier.channels_first)
             x = augmented_views(x, augmentation, self.n_views, clip_values, self._stream(1))
@@ -144,11 +143,13 @@ class AdversarialFineTuning(Tuning, Purification):
 
         # Stage 1: adversarial examples x~ of the infected model, each with the true label of its image.
         x_source, y_source = self._attacked_images(classifier, x, y)
-        online = self.regenerate == "batch"  # then Stage 2 makes its examples itself
+        online = self.regenerate == "batch" or self._fresh_views  # then Stage 2 makes its examples itself
         with self._stage("Stage 1"):
             self.perturbations = self.known
             given = None if self.eps == "auto" else self._attack(classifier, self.eps).eps
             self.radius = given or self._working_radius(classifier, x_source, y_source)
+            if self._fresh_views:
+                self._find_shared(classifier, x_source, y_source)
             x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
             self.found = self.perturbations
 
@@ -161,6 +162,11 @@ class AdversarialFineTuning(Tuning, Purification):
         with self._stage("Stage 3") as accuracies:
             self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out, accuracies)
         return {"chosen": {"eps": self.radius}}
+
+    @property
+    def _fresh_views(self) -> bool:
+        """Whether perturbations that all images share are put on views of them that are new in every batch."""
+        return self.augment_first and self.adversary == "shared" and (self.regenerate, self.n_views) == ("once", 1)
 
     def _working_radius(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
         """Return the smallest ball in which the attack works, or the largest that is tried."""
@@ -213,10 +219,7 @@ class AdversarialFineTuning(Tuning, Purification):
 
     def _shared_examples(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int) -> np.ndarray:
         """Return each image with the perturbation towards another label than its own, drawn anew every turn."""
-        y = y if self.attack_labels == "given" else predict_labels(classifier, x)
-        if self.perturbations is None or (turn and self.regenerate != "once"):
-            attack = self._attack(classifier, self.radius)
-            self.perturbations = self._shared_perturbations(classifier, x, y, attack, turn)
+        y = self._find_shared(classifier, x, y, turn)
         rng = np.random.default_rng(self._stream(4, turn))
         towards = (y + rng.integers(1, classifier.nb_classes, len(y))) % classifier.nb_classes
         low, high = check_clip_values("clip_values", classifier.clip_values)
@@ -225,6 +228,14 @@ class AdversarialFineTuning(Tuning, Purification):
             moved = to_float(x[part], (low, high)) + self.perturbations[towards[part]]
             adversarial[part] = np.clip(moved, low, high) if self.clip else moved
         return adversarial
+
+    def _find_shared(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int = 0) -> np.ndarray:
+        """Look for the shared perturbations where there are none for this turn; return the labels to lead away from."""
+        y = y if self.attack_labels == "given" else predict_labels(classifier, x)
+        if self.perturbations is None or (turn and self.regenerate != "once"):
+            attack = self._attack(classifier, self.radius)
+            self.perturbations = self._shared_perturbations(classifier, x, y, attack, turn)
+        return y
 
     def _shared_perturbations(
         self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, attack: TorchAttacksPGD, turn: int = 0
@@ -270,17 +281,18 @@ class AdversarialFineTuning(Tuning, Purification):
             adversarial = self._adversarial_examples(classifier, x_batch, y_batch, next(turns))
             return torch.from_numpy(adversarial).to(images.device), labels
 
-        online = self.regenerate if x_clean is not None else "once"
-        anew = online == "epoch" or (x_clean is not None and self.adversary == "shared" and online == "once")
+        adversarial = x_clean is not None
+        online = adversarial and (self.regenerate == "batch" or self._fresh_views)
+        redrawn = self.regenerate == "epoch" or self.adversary == "shared"
         fit(
             classifier,
             x,
             y,
-            self._recipe(nb_epochs, stage, augmented=not self.augment_first),
-            each_epoch=each_epoch if anew else None,
-            each_batch=each_batch if online == "batch" else None,
-            clean=(x_clean, self.clean_share) if x_clean is not None and self.clean_share else None,
-            teacher=(clone(classifier), self.distillation) if x_clean is not None and self.distillation else None,
+            self._recipe(nb_epochs, stage, augmented=self._fresh_views or not self.augment_first),
+            each_epoch=each_epoch if adversarial and redrawn and not online else None,
+            each_batch=each_batch if online else None,
+            clean=(cast(np.ndarray, x_clean), self.clean_share) if adversarial and self.clean_share else None,
+            teacher=(clone(classifier), self.distillation) if adversarial and self.distillation else None,
             after_epoch=best,
             in_range=self.clip,
             verbose=self.verbose,
