@@ -110,9 +110,9 @@ class AdversarialFineTuning(Tuning, Purification):
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
         self.radius = self._attack(self.classifier, None if self.eps == "auto" else self.eps).eps
-        # Shared perturbations: an earlier run's, if any; this run's of the infected model; the latest.
-        self.known: np.ndarray | None = None
-        self.found = self.perturbations = self.known
+        self.known: np.ndarray | None = None  # shared perturbations of an earlier run
+        self.found: np.ndarray | None = None  # those of the infected model
+        self.perturbations: np.ndarray | None = None  # the latest
         check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
@@ -225,7 +225,7 @@ class AdversarialFineTuning(Tuning, Purification):
         low, high = check_clip_values("clip_values", classifier.clip_values)
         adversarial = empty(x.shape, np.float32, like=x)
         for part in chunks(x):
-            moved = to_float(x[part], (low, high)) + self.perturbations[towards[part]]
+            moved = to_float(x[part], (low, high)) + cast(np.ndarray, self.perturbations)[towards[part]]
             adversarial[part] = np.clip(moved, low, high) if self.clip else moved
         return adversarial
 
