@@ -127,7 +127,7 @@ class Batches(IterableDataset):
         self.clean: tuple[torch.Tensor, float] | None = None
         #: Asked about the clean images of each batch, which come first; and what it said of the latest.
         self.teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self.said = torch.zeros(0, nb_classes)
+        self.said = torch.zeros(0, nb_classes, device=y.device)
         self.after_epoch: Callable[[int], None] | None = None
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -10,40 +10,29 @@ from typing import Any
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_flag, check_integer
+from art_aft.checks import check_integer
 from art_aft.defences.aft import AdversarialFineTuning
+from art_aft.defences.purification import Common
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class Composed:
+class Composed(Common):
     """
-    What is the same for all runs of Adversarial Fine-Tuning that a defence is made of.
+    What is the same for all runs of Adversarial Fine-Tuning that a defence is made of, beside the settings of `Common`.
 
-    :param preset: The name of a set of settings; None takes the defaults.
     :param min_steps: Stage 2 goes through few images so often that it makes at least so many steps.
     :param batch_size: Images a step.
-    :param padding: Random crops after padding by so many pixels.
-    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
-    :param precision: "auto", "float32" or "bfloat16".
-    :param seed: The seed of everything random.
-    :param verbose: Whether to show progress bars.
     :raises ValueError: If a setting is out of its range.
     """
 
-    preset: str | None = None
     min_steps: int = 400
     batch_size: int = 64
-    padding: int = 4
-    mirror: bool = True
-    precision: str = "auto"
-    seed: int = 0
-    verbose: bool = False
 
     def _check_params(self) -> None:
+        super()._check_params()
         check_integer("min_steps", self.min_steps, 0)
         check_integer("batch_size", self.batch_size, 1)
         check_integer("seed", self.seed, 0)
-        check_flag("verbose", self.verbose)
         self._found: dict[tuple[Any, ...], tuple[float, np.ndarray | None]] = {}
 
     def _fine_tuning(

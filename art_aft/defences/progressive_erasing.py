@@ -101,6 +101,8 @@ class ProgressiveErasing(Composed, Purification):
                 lost[out] = before[out] - margins(judge, take(x, np.flatnonzero(out)), y[out])
 
         for number, share in enumerate(self.shares, start=1):
+            if number > 1:
+                lost = before - margins(classifier, x, y)
             lost = self._as_in_first(lost)
             picked = np.flatnonzero(least_of_each_label(lost, y, share))
             self.picked[:], self.lost[seen] = False, lost
@@ -109,15 +111,14 @@ class ProgressiveErasing(Composed, Purification):
                 # From the infected classifier again: what the last round lost in accuracy is not carried on.
                 classifier.model.load_state_dict(infected.model.state_dict())
                 self._run(self._aft(classifier, len(picked)), classifier, take(x, picked), y[picked])
-                lost = before - margins(classifier, x, y)
         return {"chosen": {"n_picked": len(picked)}}
 
     def _aft(
         self, classifier: PyTorchClassifier, n: int, max_steps: int | None = None, **changes: Any
     ) -> AdversarialFineTuning:
         """Return a run for n images."""
-        settings = {**(self.settings or {"preset": "shared", "augment_first": True}), **changes}
-        return self._fine_tuning(classifier, settings, n, max_steps=max_steps)
+        settings = {"preset": "shared", "augment_first": True} if self.settings is None else self.settings
+        return self._fine_tuning(classifier, {**settings, **changes}, n, max_steps=max_steps)
 
     def _as_in_first(self, values: np.ndarray) -> np.ndarray:
         """Return float32 values as the first process has them: those that round differently must pick the same."""

@@ -164,11 +164,34 @@ class Purification(Transformer, metaclass=_WithPresets):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class Tuning:
+class Common:
     """
-    How a defence fine-tunes: settings that are the same for all.
+    What every defence here can be told.
 
     :param preset: The name of a set of settings, such as "paper"; None takes the defaults.
+    :param padding: Random crops after padding by so many pixels.
+    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
+    :param precision: "auto", "float32" or "bfloat16".
+    :param seed: The seed of everything random.
+    :param verbose: Whether to show progress bars.
+    """
+
+    preset: str | None = None
+    padding: int = 4
+    mirror: bool = True
+    precision: str = "auto"
+    seed: int = 0
+    verbose: bool = False
+
+    def _check_params(self) -> None:
+        check_flag("verbose", self.verbose)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Tuning(Common):
+    """
+    How a defence fine-tunes: settings that are the same for all, beside those of `Common`.
+
     :param nb_epochs: Passes over the data.
     :param batch_size: Images a step.
     :param learning_rate: The (peak) rate of a fresh SGD optimizer; None goes on with the classifier's own optimizer.
@@ -179,15 +202,9 @@ class Tuning:
     :param milestones: Pairs (epoch, learning rate), from 0: from that epoch on that rate.
     :param max_steps: End after so many steps, if that is before `nb_epochs`.
     :param freeze_bn: Whether batch normalisation keeps its running statistics.
-    :param padding: Random crops after padding by so many pixels.
-    :param mirror: Whether to mirror half the images. Wrong for digits, letters, traffic signs.
-    :param precision: "auto", "float32" or "bfloat16".
-    :param seed: The seed of everything random.
-    :param verbose: Whether to show progress bars.
     :raises ValueError: If a setting is out of its range.
     """
 
-    preset: str | None = None
     nb_epochs: int = 10
     batch_size: int = 128
     learning_rate: float | None = 0.01
@@ -198,14 +215,9 @@ class Tuning:
     milestones: tuple[tuple[int, float], ...] = ()
     max_steps: int | None = None
     freeze_bn: bool = False
-    padding: int = 4
-    mirror: bool = True
-    precision: str = "auto"
-    seed: int = 0
-    verbose: bool = False
 
     def _check_params(self) -> None:
-        check_flag("verbose", self.verbose)
+        super()._check_params()
         self._recipe(self.nb_epochs)
 
     def _recipe(self, nb_epochs: int, *stream: int, augmented: bool = True) -> Recipe:
