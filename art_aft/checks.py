@@ -100,10 +100,10 @@ def check_layout(
     """Check what `check_images` does, but for the values of the pixels."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a numpy array of images")
-    shape = "(N, C, H, W) or (N, H, W, C)" if input_shape is None else f"(N, {', '.join(map(str, input_shape))})"
     if x.ndim != 4 or (input_shape is not None and x.shape[1:] != tuple(input_shape)):
+        shape = "(N, C, H, W) or (N, H, W, C)" if input_shape is None else f"(N, {', '.join(map(str, input_shape))})"
         raise ValueError(f"{name}: got shape {x.shape}, expected {shape}")
-    if not (np.issubdtype(x.dtype, np.floating) or (allow_8bit and x.dtype == np.uint8)):
+    if not (x.dtype.kind == "f" or (allow_8bit and x.dtype == np.uint8)):
         also = " or uint8" if allow_8bit else ""
         raise TypeError(f"{name}: got dtype {x.dtype}, expected floating-point{also} pixels")
     if x.size == 0 and not (allow_empty and len(x) == 0):

@@ -327,6 +327,19 @@ def test_blend_is_right_in_float32_and_with_another_range(ratio):
     np.testing.assert_allclose(Blend(p, ratio=ratio, clip_values=(-100, 155))(x), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("clip_values", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (0.1, 0.7), (-3.3, 1.7)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blend_never_rounds_out_of_the_range(clip_values, dtype):
+    ends = np.full((2, 1, 4, 4), clip_values[0], dtype)
+    ends[1] = clip_values[1]
+    low, high = (dtype(end) for end in clip_values)
+    for ratio in np.random.default_rng(0).uniform(0.01, 1, 100):
+        for end in clip_values:
+            triggered = Blend(np.full((1, 4, 4), end), ratio=ratio, clip_values=clip_values)(ends)
+            assert (low <= triggered).all()
+            assert (triggered <= high).all()
+
+
 def test_blend_has_a_ratio_of_a_fifth():
     x, p = images(dtype=np.float64), np.ones((3, 32, 32))
     np.testing.assert_allclose(Blend(p)(x), 0.8 * x + 0.2, rtol=0, atol=1e-12)

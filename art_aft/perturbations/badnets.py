@@ -57,7 +57,7 @@ class BadNets(Perturbation):
         if not np.isin(self.mask, (0, 1)).all():
             raise ValueError("mask: got other values, expected zeros and ones")
 
-    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> bool:
         height, width = x.shape[2:]
         if self.pattern is None:
             cell = max(1, int(min(height, width) / 32 + 0.5))
@@ -78,3 +78,4 @@ class BadNets(Perturbation):
             area = out[:, :, top:bottom, left:right]
         np.copyto(out, x)
         np.copyto(area, pattern.astype(x.dtype), where=True if self.mask is None else self.mask.astype(bool))
+        return False

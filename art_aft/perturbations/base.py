@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -42,25 +41,33 @@ class Perturbation(abc.ABC):
         :raises TypeError: If `x` is not a floating-point array.
         """
         check_layout("x", x, allow_empty=True)
+        return self._stamped(x) if x.size else x.copy()
+
+    def _stamped(self, x: np.ndarray) -> np.ndarray:
+        """Return the triggered images, checked and clipped; at least one."""
         triggered = np.empty(x.shape, x.dtype)
-        parts = max(1, math.ceil(x.size / self._AT_ONCE))
-        for part, stamped in zip(np.array_split(x, parts), np.array_split(triggered, parts), strict=True):
-            if not len(part):
-                continue
-            check_pixels("x", part, self.clip_values)
-            images, out = (array if self.channels_first else np.moveaxis(array, -1, 1) for array in (part, stamped))
-            self._stamp(images, out)
-            if not in_range(stamped, *self.clip_values):
-                np.clip(stamped, *self.clip_values, out=stamped)
+        step = max(1, self._AT_ONCE * len(x) // x.size)
+        for start in range(0, len(x), step):
+            part, stamped = x[start : start + step], triggered[start : start + step]
+            inside = in_range(part, *self.clip_values)
+            if not inside:
+                check_pixels("x", part, self.clip_values)
+            arrays = (part, stamped) if self.channels_first else (np.moveaxis(part, -1, 1), np.moveaxis(stamped, -1, 1))
+            outside = self._stamp(*arrays)
+            if outside is None or not (outside or inside):
+                outside = not in_range(stamped, *self.clip_values)
+            if outside:
+                stamped.clip(*self.clip_values, out=stamped)
         return triggered
 
     @abc.abstractmethod
-    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> bool | None:
         """
         Write some of the images to `out` with their trigger; values out of range are clipped afterwards.
 
         :param x: At least one image, of shape (N, C, H, W) whatever `channels_first` is; not to be changed.
         :param out: Where the triggered images go, of the same shape and type.
+        :return: Whether images in range may have left it; None where that is to be looked up.
         """
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:

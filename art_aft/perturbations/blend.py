@@ -36,6 +36,29 @@ def noise_picture(seed: int, channels: int, height: int, width: int, grid_size: 
     return pattern
 
 
+def _weighted(
+    pattern: np.ndarray, ratio: float, clip_values: tuple[float, float], dtype: np.dtype
+) -> tuple[np.ndarray, bool]:
+    """Return ratio * pattern, and whether (1 - ratio) * x + that, rounded as `dtype` is, can leave the range."""
+    added = (ratio * pattern).astype(dtype)
+    low, high = dtype.type(clip_values) * dtype.type(1.0 - ratio) + (added.min(), added.max())
+    return added, bool(low < clip_values[0] or high > clip_values[1])
+
+
+@lru_cache(maxsize=8)
+def _drawn(
+    seed: int,
+    grid_size: int | None,
+    ratio: float,
+    clip_values: tuple[float, float],
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+) -> tuple[np.ndarray, bool]:
+    """Return what `_weighted` does, for noise."""
+    low, high = clip_values
+    return _weighted(low + (high - low) * noise_picture(seed, *shape, grid_size=grid_size), ratio, clip_values, dtype)
+
+
 @register("blend")
 class Blend(Perturbation):
     """
@@ -67,11 +90,13 @@ class Blend(Perturbation):
             if not ((self.pattern >= low) & (self.pattern <= high)).all():
                 raise ValueError(f"pattern: got values outside clip_values [{low:g}, {high:g}]")
 
-    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
-        pattern = self.pattern
-        if pattern is None:
-            pattern = self._to_range(noise_picture(self.seed, *x.shape[1:], grid_size=self.grid_size))
-        if pattern.shape != x.shape[1:]:
-            raise ValueError(f"pattern: got shape {pattern.shape}, expected that of the images, {x.shape[1:]}")
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> bool:
+        if self.pattern is None:
+            added, outside = _drawn(self.seed, self.grid_size, self.ratio, self.clip_values, x.shape[1:], x.dtype)
+        elif self.pattern.shape != x.shape[1:]:
+            raise ValueError(f"pattern: got shape {self.pattern.shape}, expected that of the images, {x.shape[1:]}")
+        else:
+            added, outside = _weighted(self.pattern, self.ratio, self.clip_values, x.dtype)
         np.multiply(x, x.dtype.type(1.0 - self.ratio), out=out)
-        out += (self.ratio * pattern).astype(x.dtype)
+        out += added
+        return outside

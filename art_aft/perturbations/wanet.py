@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from art_aft.checks import check_flag, check_images, check_integer, check_number
+from art_aft.checks import check_flag, check_images, check_integer, check_number, check_pixels
 from art_aft.perturbations.base import Perturbation, register
 
 
@@ -46,7 +46,7 @@ class WaNet(Perturbation):
     """
 
     # Sampling has a cost of its own for each call.
-    _AT_ONCE = 2**20
+    _AT_ONCE = 2**22
 
     def __init__(
         self,
@@ -103,22 +103,32 @@ class WaNet(Perturbation):
         if x.size:
             count, _, height, width = images.shape
             noise = rng.uniform(-1, 1, size=(count, height, width, 2)) / np.array([width, height])
-            self._warp(images, np.clip(self.grid(height, width) + noise, -1, 1), images)
-            np.clip(covers, *self.clip_values, out=covers)
+            images[...] = self._warp(images, np.clip(self.grid(height, width) + noise, -1, 1))
         return covers
 
-    def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
-        self._warp(x, self.grid(*x.shape[2:])[None], out)
+    def _stamped(self, x: np.ndarray) -> np.ndarray:
+        if x.size > self._AT_ONCE:
+            return super()._stamped(x)
+        # One call, whose result is kept as it is: to sample takes hardly longer than to copy twice.
+        check_pixels("x", x, self.clip_values)
+        images = x if self.channels_first else np.moveaxis(x, -1, 1)
+        warped = self._warp(images, self.grid(*images.shape[2:])[None])
+        return warped if self.channels_first else np.ascontiguousarray(np.moveaxis(warped, 1, -1))
 
-    def _warp(self, x: np.ndarray, grids: np.ndarray, out: np.ndarray, batch_size: int = 256) -> None:
-        """Sample images of shape (N, C, H, W) bilinearly at one grid each, or at one for all."""
-        shared = torch.from_numpy(grids.astype(x.dtype)).to(self.device)
-        for start in range(0, len(x), batch_size):
-            # torch takes no read-only arrays.
-            part = np.require(x[start : start + batch_size], requirements=["C_CONTIGUOUS", "WRITEABLE"])
-            images = torch.from_numpy(part).to(self.device)
-            grid = shared.expand(len(images), -1, -1, -1) if len(shared) == 1 else shared[start : start + batch_size]
-            warped = torch.nn.functional.grid_sample(
-                images, grid, mode="bilinear", padding_mode="zeros", align_corners=True
-            )
-            out[start : start + batch_size] = warped.cpu().numpy()
+    def _stamp(self, x: np.ndarray, out: np.ndarray) -> bool:
+        out[...] = self._warp(x, self.grid(*x.shape[2:])[None])
+        return False
+
+    def _warp(self, x: np.ndarray, grids: np.ndarray) -> np.ndarray:
+        """Sample images of shape (N, C, H, W) bilinearly, at one grid each or at one for all, and clip them."""
+        # torch takes no read-only arrays.
+        images = torch.from_numpy(np.require(x, requirements=["C_CONTIGUOUS", "WRITEABLE"])).to(self.device)
+        positions = torch.from_numpy(grids.astype(x.dtype)).to(self.device)
+        if len(grids) == 1:
+            # Where all images are sampled alike, two are one of twice as many channels.
+            images = images.unflatten(0, (-1, math.gcd(2, len(x)))).flatten(1, 2)
+            positions = positions.expand(len(images), -1, -1, -1)
+        warped = torch.nn.functional.grid_sample(
+            images, positions, mode="bilinear", padding_mode="zeros", align_corners=True
+        )
+        return warped.clamp_(*self.clip_values).reshape(x.shape).cpu().numpy()
