@@ -14,21 +14,18 @@ from art.estimators.classification import PyTorchClassifier
 from art_aft.batch_norm import recalibrate_batch_norm
 from art_aft.batches import Augmentation, augmented_views
 from art_aft.checkpoints import BestEpoch
-from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifier import clone, predict_labels
+from art_aft.checks import check_clip_values, check_flag, check_integer, check_number
+from art_aft.classifier import clone
+from art_aft.defences.adversary import Adversary
 from art_aft.defences.presets import ADVERSARIAL_FINE_TUNING as PRESETS
-from art_aft.defences.purification import Purification, Tuning, register
-from art_aft.evasion import TorchAttacksPGD
-from art_aft.large_data import chunks, empty, hold_out, take
-from art_aft.pixels import to_float
-from art_aft.processes import number_of_first
+from art_aft.defences.purification import Purification, register
+from art_aft.large_data import hold_out
 from art_aft.training import fit
-from art_aft.universal import carried, default_eps, universal_perturbations
 
 
 @register("aft")
 @dataclass(eq=False, repr=False)
-class AdversarialFineTuning(Tuning, Purification):
+class AdversarialFineTuning(Adversary, Purification):
     """
     Remove a backdoor by fine-tuning on the infected model's own adversarial examples.
 
@@ -40,31 +37,10 @@ class AdversarialFineTuning(Tuning, Purification):
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Algorithm 1; the paper leaves most numbers open)
 
-    Stage 1 settings, in units of the classifier's `clip_values`:
-
     :param classifier: The classifier that may be infected.
-    :param adversary: "per_image", a perturbation of its own for every image (Algorithm 1), or "shared": one for each
-        label, that leads images of all others there (the r of the paper's Section V); each epoch, every image gets one
-        at random.
-    :param norm: The ball's norm, np.inf or 2.
-    :param eps: The ball's radius. None is 4/255 of the range for np.inf; for 2 it is 1.0 of the range at 32x32x3.
-        "auto" is the smallest of 1/4, 1/2, 1, 2, 4 and 8 times that at which the attack works on the given images: nine
-        of ten examples are misclassified; "shared", two labels, of which one is ordinary, carry a third of the others.
-    :param eps_step: The step size. None is `eps` / 4, for "shared" `eps` / 5.
-    :param max_iter: The number of steps; None is 10, for "shared" 20, each on 125 images.
-    :param num_random_init: Random starting points; 0 starts at the image itself.
-    :param clip: Whether examples stay in `clip_values`.
-    :param training_mode: Whether the model is in training mode while it is attacked.
-    :param attack_labels: The labels to lead away from: "given" or "predicted".
-    :param misclassified: Images that the model gets wrong before the attack: "attack" them as the others, "keep" them
-        unchanged, or "skip" them in Stage 2.
-    :param regenerate: When examples are made: "once" from the infected model (Algorithm 1), or again from the current
-        model at every "epoch" or "batch" (the authors' later code).
-    :param augment_first: Whether images are cropped and mirrored before they are attacked and not afterwards, as the
-        paper does without clean data; for "shared" afresh in every batch.
-    :param n_views: With `augment_first`, how many augmented copies of each image.
 
-    Stages 2 and 3, beside the settings of `Tuning` (the paper's WRN-16-1: `batch_size` 64, `weight_decay` 1e-4):
+    Stage 1 has the settings of `Adversary`. Stages 2 and 3, beside those of `Tuning` (the paper's WRN-16-1:
+    `batch_size` 64, `weight_decay` 1e-4):
 
     :param nb_epochs: Passes over the adversarial examples, Stage 2.
     :param clean_epochs: Passes over the clean images, Stage 3; 0 leaves it out, as the paper does without clean data.
@@ -86,19 +62,6 @@ class AdversarialFineTuning(Tuning, Purification):
 
     classifier: PyTorchClassifier
     _: KW_ONLY
-    adversary: str = "per_image"
-    norm: int | float | str = np.inf
-    eps: float | str | None = None
-    eps_step: float | None = None
-    max_iter: int | None = None
-    num_random_init: int = 0
-    clip: bool = True
-    training_mode: bool = False
-    attack_labels: str = "given"
-    misclassified: str = "attack"
-    regenerate: str = "once"
-    augment_first: bool = False
-    n_views: int = 1
     clean_epochs: int = 10
     clean_share: float = 0.0
     distillation: float = 0.0
@@ -107,29 +70,13 @@ class AdversarialFineTuning(Tuning, Purification):
 
     def _check_params(self) -> None:
         super()._check_params()
-        if isinstance(self.eps, str):
-            check_choice("eps", self.eps, ("auto",))
-        self.radius = self._attack(self.classifier, None if self.eps == "auto" else self.eps).eps
-        self.known: np.ndarray | None = None  # shared perturbations of an earlier run
-        self.found: np.ndarray | None = None  # those of the infected model
-        self.perturbations: np.ndarray | None = None  # the latest
-        check_choice("adversary", self.adversary, ("per_image", "shared"))
-        check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
-        check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
-        check_choice("regenerate", self.regenerate, ("once", "epoch", "batch"))
-        check_flag("augment_first", self.augment_first)
-        check_integer("n_views", self.n_views, 1)
         check_integer("clean_epochs", self.clean_epochs, 0)
         check_number("clean_share", self.clean_share, minimum=0.0, maximum=1.0)
         check_number("distillation", self.distillation, minimum=0.0)
         check_flag("recalibrate_bn", self.recalibrate_bn)
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9)
-        if self.n_views > 1 and not self.augment_first:
-            raise ValueError(f"n_views: got {self.n_views} without augment_first, expected 1")
         if self.distillation and not self.clean_share:
             raise ValueError(f"distillation: got {self.distillation:g} without clean images (clean_share), expected 0")
-        if self.misclassified == "skip" and self.regenerate != "once":
-            raise ValueError(f"misclassified: got 'skip' with regenerate {self.regenerate!r}, expected 'once' with it")
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
         held_out = None
@@ -143,15 +90,8 @@ class AdversarialFineTuning(Tuning, Purification):
 
         # Stage 1: adversarial examples x~ of the infected model, each with the true label of its image.
         x_source, y_source = self._attacked_images(classifier, x, y)
-        online = self.regenerate == "batch" or self._fresh_views  # then Stage 2 makes its examples itself
         with self._stage("Stage 1"):
-            self.perturbations = self.known
-            given = None if self.eps == "auto" else self._attack(classifier, self.eps).eps
-            self.radius = given or self._working_radius(classifier, x_source, y_source)
-            if self._fresh_views:
-                self._find_shared(classifier, x_source, y_source)
-            x_adversarial = x_source if online else self._adversarial_examples(classifier, x_source, y_source)
-            self.found = self.perturbations
+            x_adversarial = self._attack_infected(classifier, x_source, y_source)
 
         # Stage 2: fine-tune the infected model on (x~, y), eq. (7).
         with self._stage("Stage 2") as accuracies:
@@ -162,98 +102,6 @@ class AdversarialFineTuning(Tuning, Purification):
         with self._stage("Stage 3") as accuracies:
             self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out, accuracies)
         return {"chosen": {"eps": self.radius}}
-
-    @property
-    def _fresh_views(self) -> bool:
-        """Whether perturbations that all images share are put on views of them that are new in every batch."""
-        return self.augment_first and self.adversary == "shared" and (self.regenerate, self.n_views) == ("once", 1)
-
-    def _working_radius(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
-        """Return the smallest ball in which the attack works, or the largest that is tried."""
-        norm = 2 if self.norm == 2 else np.inf
-        eps = default_eps(norm, classifier.input_shape, check_clip_values("clip_values", classifier.clip_values)) / 8
-        aimed = y if self.attack_labels == "given" else predict_labels(classifier, x)
-        for _ in range(6):
-            eps *= 2
-            attack = self._attack(classifier, eps)
-            if self.adversary == "shared":
-                # Those of the ball that is taken are Stage 1's.
-                self.perturbations = self._shared_perturbations(classifier, x, aimed, attack)
-                share = np.sort(carried(classifier, x, aimed, self.perturbations, range(classifier.nb_classes)))[-2] * 3
-            else:
-                share = np.mean(predict_labels(classifier, attack.generate(x, aimed)) != y) / 0.9
-            if number_of_first(float(share), classifier.device) >= 1:
-                break
-        return eps
-
-    def _attacked_images(
-        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the images that Stage 1 works on, and their labels: those that Stage 2 comes to."""
-        count = len(x) if self.max_steps is None else max(1, self.max_steps * self.batch_size)
-        if count < len(x):
-            seen = np.random.default_rng(self._stream(5)).permutation(len(x))[:count]
-            x, y = take(x, seen), y[seen]
-        if self.misclassified != "skip":
-            return x, y
-        right = predict_labels(classifier, x) == y
-        if not right.any():
-            raise ValueError("misclassified: got 'skip' where the classifier gets every image wrong, expected 'attack'")
-        return x[right], y[right]
-
-    def _adversarial_examples(
-        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int = 0
-    ) -> np.ndarray:
-        """Return adversarial examples of the classifier as it is now; `turn` counts how often that was done before."""
-        if self.adversary == "shared":
-            adversarial = self._shared_examples(classifier, x, y, turn)
-        else:
-            attack = self._attack(classifier, self.radius)
-            attack.seed = self._stream(0, turn)
-            attack.verbose = self.verbose and turn == 0
-            adversarial = attack.generate(x, y if self.attack_labels == "given" else None)
-        if self.misclassified == "keep":
-            wrong = predict_labels(classifier, x) != y
-            adversarial[wrong] = to_float(x[wrong], check_clip_values("clip_values", classifier.clip_values))
-        return adversarial
-
-    def _shared_examples(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int) -> np.ndarray:
-        """Return each image with the perturbation towards another label than its own, drawn anew every turn."""
-        y = self._find_shared(classifier, x, y, turn)
-        rng = np.random.default_rng(self._stream(4, turn))
-        towards = (y + rng.integers(1, classifier.nb_classes, len(y))) % classifier.nb_classes
-        low, high = check_clip_values("clip_values", classifier.clip_values)
-        adversarial = empty(x.shape, np.float32, like=x)
-        for part in chunks(x):
-            moved = to_float(x[part], (low, high)) + cast(np.ndarray, self.perturbations)[towards[part]]
-            adversarial[part] = np.clip(moved, low, high) if self.clip else moved
-        return adversarial
-
-    def _find_shared(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int = 0) -> np.ndarray:
-        """Look for the shared perturbations where there are none for this turn; return the labels to lead away from."""
-        y = y if self.attack_labels == "given" else predict_labels(classifier, x)
-        if self.perturbations is None or (turn and self.regenerate != "once"):
-            attack = self._attack(classifier, self.radius)
-            self.perturbations = self._shared_perturbations(classifier, x, y, attack, turn)
-        return y
-
-    def _shared_perturbations(
-        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, attack: TorchAttacksPGD, turn: int = 0
-    ) -> np.ndarray:
-        """Return a perturbation for each label, in the attack's ball."""
-        return universal_perturbations(
-            classifier,
-            x,
-            y,
-            norm=2 if self.norm == 2 else np.inf,
-            eps=attack.eps,
-            eps_step=self.eps_step,
-            max_iter=20 if self.max_iter is None else self.max_iter,
-            num_random_init=self.num_random_init,
-            precision=self.precision,
-            seed=self._stream(0, turn),
-            verbose=self.verbose and turn == 0,
-        )
 
     def _fine_tune(
         self,
@@ -282,7 +130,7 @@ class AdversarialFineTuning(Tuning, Purification):
             return torch.from_numpy(adversarial).to(images.device), labels
 
         adversarial = x_clean is not None
-        online = adversarial and (self.regenerate == "batch" or self._fresh_views)
+        online = adversarial and self._made_in_batches
         redrawn = self.regenerate == "epoch" or self.adversary == "shared"
         fit(
             classifier,
@@ -303,8 +151,3 @@ class AdversarialFineTuning(Tuning, Purification):
             accuracies += best.accuracies
         if self.recalibrate_bn:
             recalibrate_batch_norm(classifier, x if x_clean is None else x_clean, batch_size=self.batch_size)
-
-    def _attack(self, classifier: PyTorchClassifier, eps: Any) -> TorchAttacksPGD:
-        names = ("norm", "eps_step", "num_random_init", "clip", "training_mode", "precision")
-        chosen = {name: getattr(self, name) for name in (*names, "seed", "verbose")}
-        return TorchAttacksPGD(classifier, eps=eps, max_iter=10 if self.max_iter is None else self.max_iter, **chosen)

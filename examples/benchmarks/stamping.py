@@ -25,9 +25,15 @@ def seconds(function, x):
 
 
 def measure(function, reference, x, repeats):
-    """Return the median and the spread of paired ratios function / reference, and the function's images a second."""
+    """
+    Return the median and the spread of paired ratios function / reference, and the function's images a second.
+
+    There are `repeats` pairs, or as many as fit into twenty seconds, but three.
+    """
     function(x), reference(x)
-    pairs = [(seconds(function, x), seconds(reference, x)) for _ in range(repeats)]
+    pairs, end = [], time.perf_counter() + 20
+    while len(pairs) < repeats and (len(pairs) < 3 or time.perf_counter() < end):
+        pairs.append((seconds(function, x), seconds(reference, x)))
     ratios = sorted(own / other for own, other in pairs)
     rate = len(x) / statistics.median(own for own, _ in pairs)
     return statistics.median(ratios), ratios[0], ratios[-1], rate
