@@ -109,24 +109,15 @@ def _distances(at: Scale) -> list[Cell]:
 def _curves(at: Scale) -> list[Cell]:
     found = []
     for attack in STATIC:
-        infection = at.infection(attack)
-        found.append(Cell(infection))
-        for epochs in at.epochs:
-            length = {"nb_epochs": epochs, "clean_epochs": 0}
-            found += [
-                Cell(infection, defence="aft", settings={**at.settings("aft"), **length}),
-                Cell(
-                    infection,
-                    defence="aft",
-                    settings={**at.settings("aft", NO_CLEAN_DATA), **length, "max_steps": None},
-                    clean_data=False,
-                ),
-                Cell(
-                    infection,
-                    defence="aft",
-                    settings={**at.settings("aft"), "nb_epochs": max(at.epochs), "clean_epochs": epochs},
-                ),
-            ]
+        clean, longer = at.settings("aft"), {"nb_epochs": at.curve_epochs}
+        ways = (
+            ({**clean, **longer, "clean_epochs": 0}, True),
+            ({**clean, "clean_epochs": at.curve_epochs}, True),
+            (at.settings("aft", NO_CLEAN_DATA), False),
+        )
+        for settings, has_clean in ways:
+            looks = {"every": at.curve_every, **settings}
+            found.append(Cell(at.infection(attack), "curve", "aft", looks, clean_data=has_clean))
     return found
 
 
@@ -172,7 +163,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     ),
     "fig1": Artefact("Labels of adversarial examples, WaNet", "matrices", _matrices({"attack": "wanet"})),
     "fig2": Artefact("Feature distances, as Table I", "distances", _distances, paper.TABLE_1),
-    "fig3": Artefact("ACC and ASR over the epochs of fine-tuning", "curves", _curves),
+    "fig3": Artefact("ACC and ASR over the steps of fine-tuning", "curves", _curves),
     "fig4": Artefact(
         "Labels of adversarial examples, the other attacks and all-to-all",
         "matrices",

@@ -71,43 +71,38 @@ def matrices(rows: Sequence[Row], caption: str, path: Path) -> None:
     _save(figure, caption, path)
 
 
+WAYS = ("Stage 2", "Stage 3 after Stage 2", "without clean data")
+
+
 def curves(rows: Sequence[Row], caption: str, path: Path) -> None:
-    """Draw ACC and ASR over the epochs, a panel an attack and a way of fine-tuning (Fig. 3)."""
+    """Draw ACC and ASR over the steps, a panel an attack and a way of fine-tuning; a line where it stopped (Fig. 3)."""
     attacks = list(dict.fromkeys(row["infection"]["attack"] for row in rows))
-    ways = ("Stage 2", "Stage 3 after Stage 2", "without clean data")
     figure = _figure(9, 2.6 * len(attacks))
     for axes, attack in zip(figure.subplots(len(attacks), 3, squeeze=False, sharey=True), attacks, strict=True):
-        for axis, way in zip(axes, ways, strict=True):
-            points = curve(rows, attack, way)
-            epochs = [epoch for epoch, _, _ in points]
-            axis.plot(epochs, [acc for _, acc, _ in points], "o-", color="tab:blue", label="ACC")
-            axis.plot(epochs, [asr for _, _, asr in points], "o-", color="tab:red", label="ASR")
+        for axis, way in zip(axes, WAYS, strict=True):
+            points, stopped_after = curve(rows, attack, way)
+            steps = [step for step, _, _ in points]
+            axis.plot(steps, [acc for _, acc, _ in points], ".-", color="tab:blue", label="ACC")
+            axis.plot(steps, [asr for _, _, asr in points], ".-", color="tab:red", label="ASR")
+            if stopped_after is not None:
+                axis.axvline(stopped_after, color="tab:grey", linestyle="--", label="chosen")
             axis.set_ylim(0, 102)
             axis.set_title(f"{attack}: {way}", fontsize=9)
-            axis.set_xlabel("epochs")
+            axis.set_xlabel("steps")
         axes[0].set_ylabel("%")
-        axes[0].legend(fontsize=8)
+        axes[-1].legend(fontsize=8)
     _save(figure, caption, path)
 
 
-def curve(rows: Sequence[Row], attack: str, way: str) -> list[tuple[int, float, float]]:
-    """Return (epochs, ACC, ASR) in percent, from before the first epoch on."""
-    own = [row for row in rows if row["infection"]["attack"] == attack]
-    points = []
-    for row in own:
-        settings = row["settings"]
-        if row["defence"] == "none":
-            if way != "Stage 3 after Stage 2":
-                points.append((0, row))
-        elif not row["clean_data"]:
-            if way == "without clean data":
-                points.append((settings["nb_epochs"], row))
-        elif settings["clean_epochs"]:
-            if way == "Stage 3 after Stage 2":
-                points.append((settings["clean_epochs"], row))
-        elif way == "Stage 2":
-            points.append((settings["nb_epochs"], row))
-    return sorted((epoch, 100 * row["acc"], 100 * row["asr"]) for epoch, row in points)
+def curve(rows: Sequence[Row], attack: str, way: str) -> tuple[list[tuple[int, float, float]], int | None]:
+    """Return (steps, ACC, ASR) in percent, from before the first step on, and when it stopped by itself."""
+    for row in rows:
+        last = row["points"][-1][0]
+        if row["infection"]["attack"] == attack and way == (WAYS[last - 2] if row["clean_data"] else WAYS[2]):
+            before = [point for point in row["points"] if point[0] < last][-1]
+            shown = [[last, 0, *before[2:]], *(point for point in row["points"] if point[0] == last)]
+            return [(step, 100 * acc, 100 * asr) for _, step, acc, asr in shown], row["stopped_after"]
+    return [], None
 
 
 def rates(rows: Sequence[Row], caption: str, path: Path) -> None:

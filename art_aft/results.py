@@ -204,10 +204,13 @@ def _distances(rows: Sequence[Row], artefact: Artefact) -> list[str]:
 def _points(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     lines = []
     for attack in dict.fromkeys(row["infection"]["attack"] for row in rows):
-        for way in ("Stage 2", "Stage 3 after Stage 2", "without clean data"):
-            points = figures.curve(rows, attack, way)
-            lines.append([attack, way, "; ".join(f"{epoch}: {acc:.1f} / {asr:.1f}" for epoch, acc, asr in points)])
-    return _table(["attack", "way", "epochs: ACC / ASR"], lines)
+        for way in figures.WAYS:
+            points, stopped_after = figures.curve(rows, attack, way)
+            shown = points[:: max(1, len(points) // 5)]
+            chosen = [point for point in points if point[0] == stopped_after]
+            cells = ["; ".join(f"{step}: {acc:.1f} / {asr:.1f}" for step, acc, asr in some) for some in (shown, chosen)]
+            lines.append([attack, way, *cells])
+    return _table(["attack", "way", "steps: ACC / ASR", "chosen"], lines)
 
 
 def _rates(rows: Sequence[Row], artefact: Artefact) -> list[str]:

@@ -26,7 +26,8 @@ class Scale:
     :param rates: The poisoning ratios of Fig. 9.
     :param n_images: Adversarial examples for a label matrix or a distance.
     :param attack: Their settings, where they are not the defaults.
-    :param epochs: The points of Fig. 3.
+    :param curve_epochs: How long the curves of Fig. 3 are.
+    :param curve_every: How many steps lie between their points.
     :param quick: Settings that make every defence short, by defence.
     """
 
@@ -39,7 +40,8 @@ class Scale:
     rates: Sequence[float] = (0.01, 0.05, 0.1)
     n_images: int = 10_000
     attack: Mapping[str, Any] = field(default_factory=dict)
-    epochs: Sequence[int] = (1, 2, 3, 4, 5)
+    curve_epochs: int = 10
+    curve_every: int = 20
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def infection(self, attack: str, dataset: str = "cifar10", **changes: Any) -> Infection:
@@ -83,7 +85,8 @@ _SCALES: dict[str, dict[str, Any]] = {
         "rates": (0.01, 0.1),
         "n_images": 200,
         "attack": {"eps": 0.1},  # digits need more than photographs
-        "epochs": (1, 2),
+        "curve_epochs": 2,
+        "curve_every": 1,
         "quick": {
             "aft": {**_BRIEF, "max_iter": 2},
             "fine_tuning": _BRIEF,
@@ -111,7 +114,6 @@ _SCALES: dict[str, dict[str, Any]] = {
         },
         "targets": tuple(range(10)),
         "rates": (0.01, 0.02, 0.05, 0.1),
-        "epochs": tuple(range(1, 11)),
     },
 }
 SCALES = tuple(_SCALES)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from art_aft.classifier import features, predict_labels
+from art_aft.classifier import clone, features, predict_labels
 from art_aft.defences import DEFENCES, AdversarialFineTuning
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, Row, Scene, clean_subset, plant, poisoned_data
@@ -93,6 +93,33 @@ def scores(scene: Scene, cell: Cell) -> Row:
     if isinstance(defence, AdversarialFineTuning):
         row["stage_2"] = asdict(evaluate(defence.adversarial_classifier, *test))
     return row | {"n_defender": len(x), "before": asdict(before)}
+
+
+@TASKS.register("curve")
+def curve(scene: Scene, cell: Cell) -> Row:
+    """
+    ACC and ASR while Adversarial Fine-Tuning goes on, and where it stopped by itself (Fig. 3).
+
+    Settings: `every` so many steps (20), on `n_test` test images (2,000), and those of the defence. The row has points
+    of stage, steps, ACC and ASR, the first from before all of them.
+    """
+    settings = {"mirror": scene.dataset.mirror, **cell.settings}
+    every, n_test = settings.pop("every", 20), settings.pop("n_test", 2_000)
+    chosen = np.random.default_rng(scene.infection.seed).permutation(len(scene.dataset.y_test))[:n_test]
+    test = (scene.dataset.x_test[chosen], scene.dataset.y_test[chosen], scene.attack, scene.labels)
+    purified, points = clone(scene.classifier), []
+
+    def look(stage: int, step: int) -> None:
+        if step % every == 0:
+            scores = evaluate(purified, *test)
+            points.append([stage, step, scores.acc, scores.asr])
+
+    look(1, 0)
+    defence = AdversarialFineTuning(scene.classifier, **settings)
+    defence.on_step = look
+    x, y = defender_data(scene, cell)
+    defence(x, purified, y)
+    return {"points": points, "stopped_after": defence.stopped_after, "n_test": len(chosen), "n_defender": len(x)}
 
 
 def _training_images(scene: Scene, count: int) -> tuple[np.ndarray, np.ndarray]:

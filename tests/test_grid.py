@@ -1,6 +1,7 @@
 """Grids: cells are measured once, a killed run loses none that was finished, and rows tell what was measured."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -166,6 +167,25 @@ class TestOtherTasks:
         assert abs(np.mean(fallen == 0) - row["target_share"]) <= 0.01
         assert row["target_share_of_others"] == pytest.approx(counts[1:, 0].sum() / counts[1:].sum())
         assert row["adversarial_success"] == pytest.approx(1 - np.trace(counts) / 200)
+
+    def test_a_curve_has_a_point_every_few_steps(self, folder, scene):
+        settings = {**QUICK, "n_test": 100}
+        each, some = (
+            run_cell(Cell(BLEND, task="curve", defence="aft", settings={**settings, "every": every}), folder)["points"]
+            for every in (1, 3)
+        )
+        chosen = np.random.default_rng(0).permutation(len(scene.dataset.y_test))[:100]
+        test = (scene.dataset.x_test[chosen], scene.dataset.y_test[chosen], scene.attack, scene.labels)
+        x, y = clean_subset(scene, 0)
+        defence = AdversarialFineTuning(scene.classifier, mirror=False, **QUICK)
+        purified = defence(x, y=y)
+        steps = math.ceil(len(x) / 32)
+        ends = {(1, 0): scene.classifier, (2, steps): defence.adversarial_classifier, (3, steps): purified}
+        for (stage, step), classifier in ends.items():
+            scores = evaluate(classifier, *test)
+            assert [stage, step, scores.acc, scores.asr] in each
+        assert len(each) == 1 + 2 * steps
+        assert some == [point for point in each if point[1] % 3 == 0]
 
     def test_feature_distances_against_numpy(self, folder, scene):
         settings = {"n_images": 40, "eps": 0.1, "max_iter": 2, "precision": "float32"}

@@ -7,7 +7,8 @@ from conftest import linear_classifier, same_weights, tiny_classifier, tiny_data
 from art_aft.classifier import clone
 from art_aft.datasets import digits, split_clean
 from art_aft.defences import AdversarialFineTuning, ProgressiveErasing
-from art_aft.defences.progressive_erasing import least_of_each_label, margins
+from art_aft.defences.early_stop import margins
+from art_aft.defences.progressive_erasing import least_of_each_label
 from art_aft.perturbations import BadNets
 from art_aft.poisoning import AllToOne, poison
 

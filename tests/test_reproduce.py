@@ -45,7 +45,7 @@ def test_its_cells_are_valid_at_every_scale(name, size):
         assert cell.task in TASKS
         if cell.defence != "none":
             fields = set(DEFENCES[cell.defence].params) | {"preset"}
-            assert set(cell.settings) <= fields
+            assert set(cell.settings) - ({"every"} if cell.task == "curve" else set()) <= fields
             assert cell.settings.get("preset") in (None, *DEFENCES[cell.defence].presets)
         json.dumps(cell.facts())
         data = cell.infection.data
@@ -143,19 +143,20 @@ def test_stage_2_has_a_line_of_its_own(tmp_path):
     assert "| AFT | 81.0 / 3.0 (81.8 / 2.4: -0.8 / +0.6) |" in text
 
 
-def points(rows, way):
-    return [tuple(np.round(point, 6)) for point in figures.curve(rows, "badnets", way)]
-
-
 def test_the_curve_tells_the_three_ways_apart():
-    before = rows_of([(90, 100)], defence="none")
-    second = rows_of([(70, 10)], settings={"nb_epochs": 1, "clean_epochs": 0})
-    third = rows_of([(80, 20)], settings={"nb_epochs": 5, "clean_epochs": 2})
-    without = rows_of([(60, 30)], settings={"nb_epochs": 3, "clean_epochs": 0}, clean_data=False)
-    rows = [*before, *second, *third, *without]
-    assert points(rows, "Stage 2") == [(0, 90, 100), (1, 70, 10)]
-    assert points(rows, "Stage 3 after Stage 2") == [(2, 80, 20)]
-    assert points(rows, "without clean data") == [(0, 90, 100), (3, 60, 30)]
+    def row(points, **changes):
+        return {**rows_of([(90, 100)])[0], "points": points, "stopped_after": None, **changes}
+
+    before = [1, 0, 0.9, 1.0]
+    second = row([before, [2, 5, 0.7, 0.1], [2, 10, 0.6, 0.05]])
+    third = row([before, [2, 5, 0.7, 0.2], [3, 5, 0.8, 0.3]])
+    without = row([before, [2, 4, 0.5, 0.4]], clean_data=False, stopped_after=4)
+    rows = [second, third, without]
+    found = {way: figures.curve(rows, "badnets", way) for way in figures.WAYS}
+    rounded = {way: ([tuple(np.round(point, 6)) for point in points], end) for way, (points, end) in found.items()}
+    assert rounded["Stage 2"] == ([(0, 90, 100), (5, 70, 10), (10, 60, 5)], None)
+    assert rounded["Stage 3 after Stage 2"] == ([(0, 70, 20), (5, 80, 30)], None)
+    assert rounded["without clean data"] == ([(0, 90, 100), (4, 50, 40)], 4)
 
 
 def test_the_rows_of_a_label_matrix_are_counted_by_hand():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, cast
 
@@ -17,9 +17,10 @@ from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import clone
 from art_aft.defences.adversary import Adversary
+from art_aft.defences.early_stop import EarlyStop
 from art_aft.defences.presets import ADVERSARIAL_FINE_TUNING as PRESETS
 from art_aft.defences.purification import Purification, register
-from art_aft.large_data import hold_out
+from art_aft.large_data import hold_out, take
 from art_aft.training import fit
 
 
@@ -33,7 +34,9 @@ class AdversarialFineTuning(Adversary, Purification):
     features and tend to fall on the attacker's label. To learn their true labels is to forget the backdoor, and
     needs no trigger.
 
-    After a call, `adversarial_classifier` is the classifier as it was after Stage 2, and `radius` the ball's.
+    After a call, `adversarial_classifier` is the classifier as it was after Stage 2, `radius` the ball's, and with
+    `n_looks`, `stopped_after` the number of steps after which Stage 2 ended. A function `on_step(stage, step)` that is
+    put on it is called after each step.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Algorithm 1; the paper leaves most numbers open)
 
@@ -49,6 +52,8 @@ class AdversarialFineTuning(Adversary, Purification):
         not their labels; 0 is their labels.
     :param recalibrate_bn: Whether batch normalisation's statistics are recomputed on the clean images after each stage.
     :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
+    :param n_looks: How often Stage 2 is judged by the given images, for an early end where they are the poisoned
+        training set: it ends with the weights of the best look (see `EarlyStop`); 0 takes the last.
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
 
@@ -67,6 +72,12 @@ class AdversarialFineTuning(Adversary, Purification):
     distillation: float = 0.0
     recalibrate_bn: bool = False
     held_out: float = 0.0
+    n_looks: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.on_step: Callable[[int, int], None] | None = None
+        self.stopped_after: int | None = None
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -75,8 +86,11 @@ class AdversarialFineTuning(Adversary, Purification):
         check_number("distillation", self.distillation, minimum=0.0)
         check_flag("recalibrate_bn", self.recalibrate_bn)
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9)
+        check_integer("n_looks", self.n_looks, 0)
         if self.distillation and not self.clean_share:
             raise ValueError(f"distillation: got {self.distillation:g} without clean images (clean_share), expected 0")
+        if self.n_looks and self.held_out:
+            raise ValueError(f"n_looks: got {self.n_looks} with held_out {self.held_out:g}, expected one of the two")
 
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
         held_out = None
@@ -101,7 +115,7 @@ class AdversarialFineTuning(Adversary, Purification):
         # Stage 3, optional: fine-tune on (x, y) to win accuracy back, eq. (8).
         with self._stage("Stage 3") as accuracies:
             self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out, accuracies)
-        return {"chosen": {"eps": self.radius}}
+        return {"chosen": {"eps": self.radius} | ({"steps": self.stopped_after} if self.n_looks else {})}
 
     def _fine_tune(
         self,
@@ -117,8 +131,11 @@ class AdversarialFineTuning(Adversary, Purification):
         """Fine-tune in place on (x, y), with what the settings add to the plain stage; `x_clean` belongs to Stage 2."""
         if nb_epochs == 0:
             return
+        adversarial = x_clean is not None
         best = BestEpoch(classifier, held_out, self.batch_size) if held_out else None
-        turns = itertools.count(1)
+        stop = self._early_stop(classifier, cast(np.ndarray, x_clean), y) if adversarial and self.n_looks else None
+        every = self._steps(len(x), nb_epochs) // max(self.n_looks, 1) or 1
+        turns, steps = itertools.count(1), itertools.count(1)
 
         def each_epoch(epoch: int) -> np.ndarray | None:
             # The first epoch has its examples already: at its start the current model is the infected one.
@@ -129,7 +146,13 @@ class AdversarialFineTuning(Adversary, Purification):
             adversarial = self._adversarial_examples(classifier, x_batch, y_batch, next(turns))
             return torch.from_numpy(adversarial).to(images.device), labels
 
-        adversarial = x_clean is not None
+        def after_step() -> None:
+            step = next(steps)
+            if stop and step % every == 0:
+                stop.look(step)
+            if self.on_step:
+                self.on_step(stage, step)
+
         online = adversarial and self._made_in_batches
         redrawn = self.regenerate == "epoch" or self.adversary == "shared"
         fit(
@@ -141,6 +164,7 @@ class AdversarialFineTuning(Adversary, Purification):
             each_batch=each_batch if online else None,
             clean=(cast(np.ndarray, x_clean), self.clean_share) if adversarial and self.clean_share else None,
             teacher=(clone(classifier), self.distillation) if adversarial and self.distillation else None,
+            after_step=after_step if stop or self.on_step else None,
             after_epoch=best,
             in_range=self.clip,
             verbose=self.verbose,
@@ -149,5 +173,12 @@ class AdversarialFineTuning(Adversary, Purification):
         if best:
             best.restore()
             accuracies += best.accuracies
+        if stop:
+            self.stopped_after = stop.restore()
         if self.recalibrate_bn:
             recalibrate_batch_norm(classifier, x if x_clean is None else x_clean, batch_size=self.batch_size)
+
+    def _early_stop(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, count: int = 2000) -> EarlyStop:
+        """Return the judge of Stage 2, with some of the images at random."""
+        looked_at = np.random.default_rng(self._stream(6)).permutation(len(x))[:count]
+        return EarlyStop(classifier, take(x, looked_at), y[looked_at])

@@ -20,7 +20,14 @@ _SHARED: Mapping[str, Any] = {
 
 ADVERSARIAL_FINE_TUNING: Mapping[str, Mapping[str, Any]] = {
     "paper": {**_WRN, "regenerate": "once", "clean_share": 0.0},
-    "no_clean_data": {**_WRN, "augment_first": True, "clean_epochs": 0, "nb_epochs": 1, "max_steps": 400},
+    "no_clean_data": {
+        **_WRN,
+        "augment_first": True,
+        "clean_epochs": 0,
+        "nb_epochs": 1,
+        "max_steps": 400,
+        "n_looks": 20,
+    },
     "shared": _SHARED,
     "distilled": {**_SHARED, "distillation": 3.0, "nb_epochs": 20, "augment_first": True},
 }

@@ -11,9 +11,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_integer, check_number
-from art_aft.classifier import clone, predict_logits
+from art_aft.classifier import clone
 from art_aft.defences.aft import AdversarialFineTuning
 from art_aft.defences.composed import Composed
+from art_aft.defences.early_stop import margins
 from art_aft.defences.purification import Purification, register
 from art_aft.large_data import take
 from art_aft.processes import from_first
@@ -133,15 +134,6 @@ class ProgressiveErasing(Composed, Purification):
             raise ValueError(f"n_folds: got {self.n_folds} for {len(present)} labels, expected two labels outside each")
         dealt = np.random.default_rng([self.seed, 1]).permutation(present)
         return [fold for fold in np.array_split(dealt, self.n_folds) if len(fold)]
-
-
-def margins(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return how far the logit of each image's given label is above the largest other one, shape (N,)."""
-    logits = predict_logits(classifier, x)
-    rows = np.arange(len(y))
-    given = logits[rows, y].copy()
-    logits[rows, y] = -np.inf
-    return given - logits.max(axis=1)
 
 
 def least_of_each_label(values: np.ndarray, y: np.ndarray, share: float) -> np.ndarray:

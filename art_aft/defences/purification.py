@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import inspect
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -219,6 +220,11 @@ class Tuning(Common):
     def _check_params(self) -> None:
         super()._check_params()
         self._recipe(self.nb_epochs)
+
+    def _steps(self, n: int, nb_epochs: int) -> int:
+        """Return how many steps so many passes over n images are."""
+        steps = nb_epochs * math.ceil(n / self.batch_size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def _recipe(self, nb_epochs: int, *stream: int, augmented: bool = True) -> Recipe:
         """Return the recipe of one fine-tuning; those of different streams share no random choice."""
