@@ -1,10 +1,10 @@
-"""Distillation: what a teacher says of the clean images of each batch is learnt in the place of their labels."""
+"""Distillation: what teachers say of the clean images of each batch is learnt in the place of their labels."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -15,26 +15,39 @@ from art_aft.pixel_module import borrow
 
 @contextmanager
 def taught(
-    teacher: PyTorchClassifier, temperature: float, batches: Batches, loss: torch.nn.Module, precision: str
+    teachers: Sequence[PyTorchClassifier], temperature: float, batches: Batches, loss: torch.nn.Module, precision: str
 ) -> Iterator[torch.nn.Module]:
     """
-    Have a teacher look at the clean images of each batch, and lend the loss with which they are learnt from it.
+    Have teachers look at the clean images of each batch, and lend the loss with which they are learnt from them.
 
-    :param teacher: The teacher, in evaluation mode; it stays as it is.
-    :param temperature: What both models' logits are divided by, above 0.
+    :param teachers: One or several, in evaluation mode; they stay as they are. What is taught is what they `agree` on.
+    :param temperature: What all models' logits are divided by, above 0.
     :param batches: The batches, with clean images among them.
     :param loss: The loss of all other images, which have labels.
-    :param precision: The teacher's: "auto", "float32" or "bfloat16".
+    :param precision: The teachers': "auto", "float32" or "bfloat16".
     """
-    with borrow(teacher, precision=precision, freeze=True, fold=True) as module:
-        module.eval()
-        batches.teacher = module
+    with ExitStack() as stack:
+        modules = [stack.enter_context(borrow(t, precision=precision, freeze=True, fold=True)).eval() for t in teachers]
+        batches.teacher = lambda images: agreed([module(images) for module in modules], temperature)
         yield Distillation(loss, batches, temperature)
+
+
+def agreed(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
+    """
+    Return logits whose softmax(z / T) is, up to its sum, the lowest probability that any teacher gives each label.
+
+    So a label is taught as far as all believe in it: an infected teacher's backdoor, which a purified one does not
+    know, is not handed on.
+
+    :param logits: Of each teacher, of shape (N, nb_classes).
+    :param temperature: T, above 0.
+    """
+    return temperature * torch.stack([(z.float() / temperature).log_softmax(dim=1) for z in logits]).amin(dim=0)
 
 
 class Distillation(torch.nn.Module):
     """
-    The mean over a batch of, for clean images, T**2 times the cross entropy between the teacher's softmax(z / T) and
+    The mean over a batch of, for clean images, T**2 times the cross entropy between the teachers' softmax(z / T) and
     the student's, and for all others of the loss on labels.
 
     | Paper link: https://arxiv.org/abs/1503.02531 (Section 2)

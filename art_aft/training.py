@@ -117,7 +117,7 @@ def fit(
     also: Sequence[Any] = (),
     in_range: bool = True,
     loss: torch.nn.Module | None = None,
-    teacher: tuple[PyTorchClassifier, float] | None = None,
+    teachers: tuple[Sequence[PyTorchClassifier], float] | None = None,
     verbose: bool = False,
     description: str = "Fit",
 ) -> None:
@@ -143,8 +143,8 @@ def fit(
     :param also: Things with `state_dict` that the callbacks change, to be part of the checkpoint.
     :param in_range: Whether images outside `clip_values` are refused.
     :param loss: Another loss than the classifier's own, on logits and label indices.
-    :param teacher: With `clean`: a classifier whose outputs on those images, softened by a temperature above 0, are
-        learnt instead of their labels.
+    :param teachers: With `clean`: classifiers whose outputs on those images, softened by a temperature above 0, are
+        learnt instead of their labels, as far as they agree.
     :param verbose: Whether to show a progress bar.
     :param description: The progress bar's title.
     :raises ValueError: If the data do not fit the classifier, or it has no optimizer where its own is needed, or
@@ -172,17 +172,17 @@ def fit(
     if clean is not None:
         share = check_number("clean", clean[1], minimum=0.0, maximum=1.0)
         batches.clean = _on(device, check_data(classifier, clean[0], labels)[0]), share
-    if teacher is not None:
-        check_number("teacher", teacher[1], minimum=0.0, above=True)
+    if teachers is not None:
+        check_number("teachers", teachers[1], minimum=0.0, above=True)
         if clean is None:
-            raise ValueError("clean: got none with a teacher, expected the images that it teaches")
+            raise ValueError("clean: got none with teachers, expected the images that they teach")
     if batches.total_steps == 0:
         return
     verbose = verbose and world().rank == 0
     objective = loss or classifier.loss
     with (
         isolated_rng(recipe.seed),
-        taught(*teacher, batches, objective, recipe.precision) if teacher else nullcontext(objective) as objective,
+        taught(*teachers, batches, objective, recipe.precision) if teachers else nullcontext(objective) as objective,
         borrow(classifier, precision=recipe.precision) as module,
     ):
         module.freeze_bn = recipe.freeze_bn

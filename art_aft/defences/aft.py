@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, cast
 
@@ -49,7 +49,8 @@ class AdversarialFineTuning(Adversary, Purification):
     :param clean_epochs: Passes over the clean images, Stage 3; 0 leaves it out, as the paper does without clean data.
     :param clean_share: The share of each Stage 2 batch that is clean; 0 is eq. (7).
     :param distillation: The temperature at which those clean images are taught what the infected model says of them,
-        not their labels; 0 is their labels.
+        not their labels, as far as a copy agrees that Stage 2 was tried on with labels; 0 is their labels.
+    :param label_epochs: With `distillation`, passes over the adversarial examples that make that copy.
     :param recalibrate_bn: Whether batch normalisation's statistics are recomputed on the clean images after each stage.
     :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
     :param n_looks: How often Stage 2 is judged by the given images, for an early end where they are the poisoned
@@ -58,8 +59,8 @@ class AdversarialFineTuning(Adversary, Purification):
     :raises TypeError: If a setting is of the wrong type.
 
     Presets: "paper", Algorithm 1 as printed, with Stages 2 and 3 as WRN-16-1 is trained; "shared", one perturbation a
-    label in an L2 ball, half of each batch clean, no Stage 3; "distilled", that for twice as long, with the clean half
-    taught by the infected model: more accurate, but some backdoors (SIG) are handed on; "no_clean_data", for the
+    label in an L2 ball, half of each batch clean, no Stage 3; "distilled", that and then again, with the clean
+    half taught by the infected model and its result, which is more accurate; "no_clean_data", for the
     poisoned training set: cropped and mirrored before Stage 1, no Stage 3, and an early end.
     """
 
@@ -70,6 +71,7 @@ class AdversarialFineTuning(Adversary, Purification):
     clean_epochs: int = 10
     clean_share: float = 0.0
     distillation: float = 0.0
+    label_epochs: int = 10
     recalibrate_bn: bool = False
     held_out: float = 0.0
     n_looks: int = 0
@@ -84,6 +86,7 @@ class AdversarialFineTuning(Adversary, Purification):
         check_integer("clean_epochs", self.clean_epochs, 0)
         check_number("clean_share", self.clean_share, minimum=0.0, maximum=1.0)
         check_number("distillation", self.distillation, minimum=0.0)
+        check_integer("label_epochs", self.label_epochs, 0)
         check_flag("recalibrate_bn", self.recalibrate_bn)
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9)
         check_integer("n_looks", self.n_looks, 0)
@@ -106,16 +109,27 @@ class AdversarialFineTuning(Adversary, Purification):
         x_source, y_source = self._attacked_images(classifier, x, y)
         with self._stage("Stage 1"):
             x_adversarial = self._attack_infected(classifier, x_source, y_source)
+        teachers = self._teachers(classifier, x_adversarial, y_source, x_source) if self.distillation else []
 
         # Stage 2: fine-tune the infected model on (x~, y), eq. (7).
-        with self._stage("Stage 2") as accuracies:
-            self._fine_tune(classifier, x_adversarial, y_source, self.nb_epochs, 2, held_out, accuracies, x_source)
+        with self._stage("Stage 2") as told:
+            self._fine_tune(classifier, x_adversarial, y_source, self.nb_epochs, 2, held_out, told, x_source, teachers)
         self.adversarial_classifier = clone(classifier)
 
         # Stage 3, optional: fine-tune on (x, y) to win accuracy back, eq. (8).
-        with self._stage("Stage 3") as accuracies:
-            self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out, accuracies)
+        with self._stage("Stage 3") as told:
+            self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out, told)
         return {"chosen": {"eps": self.radius} | ({"steps": self.stopped_after} if self.n_looks else {})}
+
+    def _teachers(
+        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, x_clean: np.ndarray
+    ) -> list[PyTorchClassifier]:
+        """Return the infected model, which knows more than labels tell, and a copy that lacks its backdoor."""
+        infected, purified = clone(classifier), clone(classifier)
+        with self._stage("Stage 2 on labels"):
+            self._fine_tune(purified, x, y, self.label_epochs, 2, None, None, x_clean)
+        purified.model.eval()
+        return [infected, purified]
 
     def _fine_tune(
         self,
@@ -125,15 +139,22 @@ class AdversarialFineTuning(Adversary, Purification):
         nb_epochs: int,
         stage: int,
         held_out: tuple[np.ndarray, np.ndarray] | None,
-        accuracies: list[float],
+        accuracies: list[float] | None,
         x_clean: np.ndarray | None = None,
+        teachers: Sequence[PyTorchClassifier] = (),
     ) -> None:
-        """Fine-tune in place on (x, y), with what the settings add to the plain stage; `x_clean` belongs to Stage 2."""
+        """
+        Fine-tune in place on (x, y), with what the settings add to the plain stage; `x_clean` belongs to Stage 2.
+
+        Without `accuracies` nobody looks on: neither for an early end nor for `on_step`.
+        """
         if nb_epochs == 0:
             return
         adversarial = x_clean is not None
         best = BestEpoch(classifier, held_out, self.batch_size) if held_out else None
-        stop = self._early_stop(classifier, cast(np.ndarray, x_clean), y) if adversarial and self.n_looks else None
+        watched = accuracies is not None
+        looks = adversarial and watched and self.n_looks
+        stop = self._early_stop(classifier, cast(np.ndarray, x_clean), y) if looks else None
         every = self._steps(len(x), nb_epochs) // max(self.n_looks, 1) or 1
         turns, steps = itertools.count(1), itertools.count(1)
 
@@ -163,14 +184,14 @@ class AdversarialFineTuning(Adversary, Purification):
             each_epoch=each_epoch if adversarial and redrawn and not online else None,
             each_batch=each_batch if online else None,
             clean=(cast(np.ndarray, x_clean), self.clean_share) if adversarial and self.clean_share else None,
-            teacher=(clone(classifier), self.distillation) if adversarial and self.distillation else None,
-            after_step=after_step if stop or self.on_step else None,
+            teachers=(teachers, self.distillation) if teachers else None,
+            after_step=after_step if stop or (watched and self.on_step) else None,
             after_epoch=best,
             in_range=self.clip,
             verbose=self.verbose,
             description=f"Stage {stage}",
         )
-        if best:
+        if best and accuracies is not None:
             best.restore()
             accuracies += best.accuracies
         if stop:

@@ -43,7 +43,8 @@ class Composed(Common):
         defence = AdversarialFineTuning(classifier, **{**settings, **{name: getattr(self, name) for name in own}})
         epoch_steps = math.ceil(n / self.batch_size)
         if max_steps is None:
-            defence.nb_epochs = max(defence.nb_epochs, math.ceil(self.min_steps / epoch_steps))
+            least = math.ceil(self.min_steps / epoch_steps)
+            defence.nb_epochs, defence.label_epochs = max(defence.nb_epochs, least), max(defence.label_epochs, least)
         else:
             defence.max_steps, defence.nb_epochs = max_steps, math.ceil(max_steps / epoch_steps)
         return defence
