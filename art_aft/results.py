@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from art_aft import figures
-from art_aft.artefacts import ARTEFACTS, Artefact
+from art_aft.artefacts import ARTEFACTS, OWN_PRESETS, Artefact
 from art_aft.grid import run_grid
 from art_aft.infection import Row, environment
 from art_aft.report import DEFENCE_TITLES
@@ -137,8 +137,8 @@ def _entries(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, flo
         attack, name = row["infection"]["attack"], row["defence"]
         if not row["clean_data"] and row["settings"].get("padding") == 0:
             name = "aft_not_augmented"
-        elif row["settings"].get("preset") == "shared":
-            name = "aft_shared"
+        elif row["settings"].get("preset") in OWN_PRESETS:
+            name = "aft_" + row["settings"]["preset"]
         found.setdefault((name, attack), []).append((100 * row["acc"], 100 * row["asr"]))
         if name == "aft" and "stage_2" in row and row["clean_data"]:
             stage = row["stage_2"]
@@ -150,13 +150,14 @@ def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     entries, theirs = _entries(rows), artefact.paper or {}
     comparable = rows[0]["scale"] != "smoke"
     attacks = list(dict.fromkeys(attack for _, attack in entries))
-    known = {*theirs, "none", "aft_shared", "progressive_erasing"}
+    known = {*theirs, "none", *(f"aft_{preset}" for preset in OWN_PRESETS), "progressive_erasing"}
     names = [name for name in dict.fromkeys(name for name, _ in entries) if name in known]
     titles = {
         **DEFENCE_TITLES,
         "aft_stage_2": "AFT, Stage 2",
         "aft_not_augmented": "AFT, not augmented",
         "aft_shared": "AFT, shared perturbations",
+        "aft_distilled": "AFT, shared perturbations, distilled",
     }
     lines = []
     for name in names:

@@ -71,7 +71,9 @@ def test_clean_data_are_repeated_over_three_subsets():
         for defence in (*artefacts.RIVALS, "aft"):
             own = [c for c in cells if (c.infection.attack, c.defence) == (attack, defence)]
             presets = {c.settings["preset"] for c in own}
-            assert presets == {"aft": {"paper", "shared"}, "neural_cleanse": {None}}.get(defence, {"paper"})
+            assert presets == {"aft": {"paper", "shared", "distilled"}, "neural_cleanse": {None}}.get(
+                defence, {"paper"}
+            )
             for preset in presets:
                 assert [c.subset for c in own if c.settings["preset"] == preset] == [0, 1, 2]
 
@@ -125,12 +127,13 @@ def test_a_table_shows_mean_deviation_and_the_difference_to_the_paper(tmp_path):
     assert expected in text
 
 
-def test_shared_perturbations_have_a_line_of_their_own(tmp_path):
-    shared = rows_of([(79, 4)], settings={"preset": "shared"}, stage_2={"acc": 0.1, "asr": 0.2})
+@pytest.mark.parametrize(("preset", "title"), [("shared", ""), ("distilled", ", distilled")])
+def test_shared_perturbations_have_lines_of_their_own(tmp_path, preset, title):
+    shared = rows_of([(79, 4)], settings={"preset": preset}, stage_2={"acc": 0.1, "asr": 0.2})
     record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows_of([(80, 2)]) + shared}
     (tmp_path / "table2-cpu.json").write_text(json.dumps(record))
     lines = results.section(tmp_path / "table2-cpu.json").splitlines()
-    assert "| AFT, shared perturbations | 79.0 / 4.0 |" in lines
+    assert f"| AFT, shared perturbations{title} | 79.0 / 4.0 |" in lines
     assert any(line.startswith("| AFT | 80.0 / 2.0 (") for line in lines)
 
 
