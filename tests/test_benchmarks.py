@@ -124,6 +124,30 @@ def test_other_architectures_are_infected_and_purified(tmp_path, monkeypatch):
     assert all(row["chosen"]["nb_epochs"] >= 2 for row in rows if row["defence"] == "automatic")
 
 
+def test_the_oracle_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
+    oracle = module("oracle")
+    measured = {None: (0.9, 1.0), "auto": (0.8, 0.04), 0.1: (0.7, 0.01), 0.05: (0.85, 0.02), 0.02: (0.9, 0.5)}
+
+    def grid(cells, store, **_):
+        keys = [c.settings.get("learning_rate") if c.defence == "aft" else measured_as[c.defence] for c in cells]
+        return [{**c.facts(), "acc": measured[k][0], "asr": measured[k][1]} for c, k in zip(cells, keys, strict=True)]
+
+    measured_as = {"none": None, "auto": "auto"}
+    monkeypatch.setattr(oracle, "run_grid", grid)
+    output = tmp_path / "rows.json"
+    monkeypatch.setattr(
+        sys, "argv", ["oracle.py", "--attacks", "sig", "blend", "--radii", "1", "--output", str(output)]
+    )
+    oracle.main()
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["attack"] for row in rows[:2]] == ["sig", "blend"]
+    for row in rows[:2]:
+        assert row["oracle_settings"]["learning_rate"] == 0.05
+        assert (row["lacks_acc"], row["lacks_asr"]) == (pytest.approx(0.05), pytest.approx(0.02))
+    assert len(rows) == 2 + 2 * 5
+    assert "85.0 /   2.0" in capsys.readouterr().out
+
+
 def test_compiling_pays_once_it_has_won_back_what_it_took(monkeypatch):
     compiling = module("compiling")
     monkeypatch.setattr(compiling, "MODELS", ("wrn-10-1",))
