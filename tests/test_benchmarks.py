@@ -107,6 +107,16 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     record = json.loads(output.read_text())
     assert [(row["kind"], row["seed"]) for row in record["rows"]] == [("clean", 0), ("sig", 0)]
     assert "all infected" in capsys.readouterr().out
+    # A second run measures what is missing and nothing else.
+    output.write_text(json.dumps({**record, "rows": [{**record["rows"][1], "score": 7.0}]}))
+    scan.main()
+    again = json.loads(output.read_text())["rows"]
+    assert [(row["kind"], row["seed"]) for row in again] == [("clean", 0), ("sig", 0)]
+    assert again[1]["score"] == 7.0
+    assert again[0]["score"] == pytest.approx(record["rows"][0]["score"])
+    monkeypatch.setattr(sys, "argv", ["scan.py", "--model", "wrn-16-1", "--output", str(output)])
+    with pytest.raises(ValueError, match=r"^output: got the rows of .*wrn-10-1"):
+        scan.main()
 
 
 def test_other_architectures_are_infected_and_purified(tmp_path, monkeypatch):

@@ -97,8 +97,19 @@ def summary(rows: Sequence[Row], signs: Sequence[str] = ("shared", "labels", "sh
     return lines
 
 
+def known(output: Path, command: str) -> list[Row]:
+    """Return the rows that an earlier run left there, with the same data, model and recipe."""
+    if not output.exists():
+        return []
+    record = json.loads(output.read_text(encoding="utf-8"))
+    before, now = (text.split(" --seeds ")[0] for text in (record["command"], command))
+    if before != now:
+        raise ValueError(f"output: got the rows of {before!r} there, expected those of {now!r}")
+    return record["rows"]
+
+
 def main() -> None:
-    """Run the benchmark."""
+    """Run the benchmark, or go on with it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="digits", help="digits, or a folder with train.zip and test.zip")
     parser.add_argument("--model", default="wrn-10-1")
@@ -116,14 +127,17 @@ def main() -> None:
     command = f"python examples/benchmarks/scan.py --data {Path(options.data).name} --model {options.model} "
     command += f"--recipe {options.recipe} --clean-share {options.clean_share} --seeds {options.seeds} "
     command += f"--jobs {options.jobs} --threads {options.threads} --kinds " + " ".join(map(repr, options.kinds))
+    rows = known(options.output, command)
+    found = {(each["kind"], each["seed"]) for each in rows}
     cells = [(kind, seed) for seed in range(options.seeds) for kind in options.kinds]
-    rows = []
+    cells = [cell for cell in cells if cell not in found]
+    order = [*dict.fromkeys([*options.kinds, *(kind for kind, _ in found)])]
     results = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
         delayed(row)(kind, options, seed) for kind, seed in cells
     )
     for result in tqdm(results, total=len(cells)):
         rows.append(result)
-        rows.sort(key=lambda each: (options.kinds.index(each["kind"]), each["seed"]))
+        rows.sort(key=lambda each: (order.index(each["kind"]), each["seed"]))
         record = {"command": command, "summary": summary(rows), "environment": environment(), "rows": rows}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
