@@ -102,7 +102,9 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     scan = module("scan")
     monkeypatch.setitem(scan.RECIPES, "digits", scan.replace(scan.RECIPES["digits"], nb_epochs=1))
     output = tmp_path / "rows.json"
-    monkeypatch.setattr(sys, "argv", ["scan.py", "--seeds", "1", "--kinds", "clean", "sig", "--output", str(output)])
+    store = tmp_path / "models"
+    arguments = ["--seeds", "1", "--kinds", "clean", "sig", "--store", str(store), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["scan.py", *arguments])
     scan.main()
     record = json.loads(output.read_text())
     assert [(row["kind"], row["seed"]) for row in record["rows"]] == [("clean", 0), ("sig", 0)]
@@ -114,6 +116,13 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     assert [(row["kind"], row["seed"]) for row in again] == [("clean", 0), ("sig", 0)]
     assert again[1]["score"] == 7.0
     assert again[0]["score"] == pytest.approx(record["rows"][0]["score"])
+    # The models of a store are scanned as they are.
+    others = tmp_path / "others.json"
+    arguments = ["--stored", "--data", "digits", "--store", str(store), "--output", str(others)]
+    monkeypatch.setattr(sys, "argv", ["scan.py", *arguments])
+    monkeypatch.setattr("art_aft.infection._train", lambda *_: pytest.fail("trained"))
+    scan.main()
+    assert [row["score"] for row in json.loads(others.read_text())["rows"]] == [row["score"] for row in record["rows"]]
     monkeypatch.setattr(sys, "argv", ["scan.py", "--model", "wrn-16-1", "--output", str(output)])
     with pytest.raises(ValueError, match=r"^output: got the rows of .*wrn-10-1"):
         scan.main()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from art_aft import BackdoorScan, evaluate
 from art_aft.infection import Infection, Row, environment, plant
 from art_aft.recipes import RECIPES
+from art_aft.training import Recipe
 
 ATTACKS = ("badnets", "blend", "sig", "input_aware", "wanet")
 
@@ -41,10 +42,26 @@ def infection(kind: str, options: argparse.Namespace, seed: int) -> Infection:
     return Infection(attack, **settings)
 
 
-def row(kind: str, options: argparse.Namespace, seed: int) -> Row:
-    """Train a model and scan it."""
+def stored(folder: Path, data: str) -> list[Infection]:
+    """Return what was planted in the models of a folder, with the place of their data."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))["facts"]["infection"]
+        found.append(Infection(**{**facts, "data": data, "recipe": Recipe(**facts["recipe"])}))
+    return found
+
+
+def kind_of(planted: Infection) -> str:
+    """Return how models are grouped."""
+    if not planted.rate:
+        return "clean"
+    return planted.attack if planted.labels == "all-to-one" else f"{planted.attack}, {planted.labels}"
+
+
+def row(planted: Infection, options: argparse.Namespace) -> Row:
+    """Train a model, or find it stored, and scan it."""
     torch.set_num_threads(options.threads)
-    planted = infection(kind, options, seed)
+    kind = kind_of(planted)
     scene = plant(planted, store=options.store)
     test = scene.dataset.x_test, scene.dataset.y_test
     report = BackdoorScan(scene.classifier, trigger_size="always")(scene.x_clean, scene.y_clean)
@@ -56,7 +73,8 @@ def row(kind: str, options: argparse.Namespace, seed: int) -> Row:
         )
     return {
         "kind": kind,
-        "seed": seed,
+        "seed": planted.seed,
+        "model": planted.key,
         "target": planted.target,
         "scores": asdict(evaluate(scene.classifier, *test, scene.attack, scene.labels)),
         "verdict": report.verdict,
@@ -122,22 +140,27 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of torch, a job")
     parser.add_argument("--store", type=Path, help="where models are kept")
+    parser.add_argument("--stored", action="store_true", help="scan the models that lie there, train none")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file for the rows")
     options = parser.parse_args()
     command = f"python examples/benchmarks/scan.py --data {Path(options.data).name} --model {options.model} "
     command += f"--recipe {options.recipe} --clean-share {options.clean_share} --seeds {options.seeds} "
     command += f"--jobs {options.jobs} --threads {options.threads} --kinds " + " ".join(map(repr, options.kinds))
+    if options.stored:
+        command = f"python examples/benchmarks/scan.py --stored --data {Path(options.data).name}"
+        planted = stored(options.store, options.data)
+    else:
+        planted = [infection(kind, options, seed) for seed in range(options.seeds) for kind in options.kinds]
     rows = known(options.output, command)
-    found = {(each["kind"], each["seed"]) for each in rows}
-    cells = [(kind, seed) for seed in range(options.seeds) for kind in options.kinds]
-    cells = [cell for cell in cells if cell not in found]
-    order = [*dict.fromkeys([*options.kinds, *(kind for kind, _ in found)])]
+    found = {each.get("model", (each["kind"], each["seed"])) for each in rows}
+    cells = [each for each in planted if not {each.key, (kind_of(each), each.seed)} & found]
+    order = [*dict.fromkeys([*options.kinds, *(each["kind"] for each in rows), *map(kind_of, planted)])]
     results = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
-        delayed(row)(kind, options, seed) for kind, seed in cells
+        delayed(row)(each, options) for each in cells
     )
     for result in tqdm(results, total=len(cells)):
         rows.append(result)
-        rows.sort(key=lambda each: (order.index(each["kind"]), each["seed"]))
+        rows.sort(key=lambda each: (order.index(each["kind"]), each["seed"], each.get("model", "")))
         record = {"command": command, "summary": summary(rows), "environment": environment(), "rows": rows}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
