@@ -53,8 +53,8 @@ class AdversarialFineTuning(Adversary, Purification):
     :param label_epochs: With `distillation`, passes over the adversarial examples that make that copy.
     :param recalibrate_bn: Whether batch normalisation's statistics are recomputed on the clean images after each stage.
     :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
-    :param n_looks: How often Stage 2 is judged by the given images, for an early end where they are the poisoned
-        training set: it ends with the weights of the best look (see `EarlyStop`); 0 takes the last.
+    :param n_looks: How often Stage 2 is judged by the given images, but for its first quarter, for an early end where
+        they are the poisoned training set: it ends with the weights of the best look (see `EarlyStop`); 0 is no look.
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
 
@@ -155,7 +155,8 @@ class AdversarialFineTuning(Adversary, Purification):
         watched = accuracies is not None
         looks = adversarial and watched and self.n_looks
         stop = self._early_stop(classifier, cast(np.ndarray, x_clean), y) if looks else None
-        every = self._steps(len(x), nb_epochs) // max(self.n_looks, 1) or 1
+        total = self._steps(len(x), nb_epochs)
+        every = total // max(self.n_looks, 1) or 1
         turns, steps = itertools.count(1), itertools.count(1)
 
         def each_epoch(epoch: int) -> np.ndarray | None:
@@ -169,7 +170,8 @@ class AdversarialFineTuning(Adversary, Purification):
 
         def after_step() -> None:
             step = next(steps)
-            if stop and step % every == 0:
+            # In the first steps all labels come and go.
+            if stop and step % every == 0 and 4 * step > total:
                 stop.look(step)
             if self.on_step:
                 self.on_step(stage, step)
