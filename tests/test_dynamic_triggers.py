@@ -34,6 +34,13 @@ class TestWaNet:
         expected = np.minimum(np.arange(32) + 31 / 64, 31) / 64
         np.testing.assert_allclose(WaNet(points, strength=1.0)(ramp)[0, 0, :, 5], expected, atol=1e-6)
 
+    def test_rounding_does_not_leave_the_range(self):
+        x = np.full((2, 3, 32, 32), 0.7, dtype=np.float32)
+        grids = torch.from_numpy(WaNet().grid(32, 32)).float().expand(2, -1, -1, -1)
+        sampled = torch.nn.functional.grid_sample(torch.from_numpy(x), grids, align_corners=True)
+        assert sampled.max() > x.max()
+        assert WaNet(clip_values=(0, x.max().item()))(x).max() <= x.max()
+
     def test_sampling_is_bilinear_at_the_grid(self):
         trigger = WaNet(seed=3)
         x, grid = images(1, 2, 16, np.float64), trigger.grid(16, 16)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from art_aft.checks import check_flag, check_images, check_integer, check_number, check_pixels
+from art_aft.checks import check_flag, check_images, check_integer, check_number, check_pixels, in_range
 from art_aft.perturbations.base import Perturbation, register
 
 
@@ -120,15 +120,17 @@ class WaNet(Perturbation):
         return False
 
     def _warp(self, x: np.ndarray, grids: np.ndarray) -> np.ndarray:
-        """Sample images of shape (N, C, H, W) bilinearly, at one grid each or at one for all, and clip them."""
+        """Sample images of shape (N, C, H, W) bilinearly, at one grid each or at one for all, within the range."""
         # torch takes no read-only arrays.
         images = torch.from_numpy(np.require(x, requirements=["C_CONTIGUOUS", "WRITEABLE"])).to(self.device)
         positions = torch.from_numpy(grids.astype(x.dtype)).to(self.device)
         if len(grids) == 1:
-            # Where all images are sampled alike, two are one of twice as many channels.
-            images = images.unflatten(0, (-1, math.gcd(2, len(x)))).flatten(1, 2)
+            # Where all images are sampled alike, four are one of four times as many channels.
+            images = images.unflatten(0, (-1, math.gcd(4, len(x)))).flatten(1, 2)
             positions = positions.expand(len(images), -1, -1, -1)
-        warped = torch.nn.functional.grid_sample(
+        sampled = torch.nn.functional.grid_sample(
             images, positions, mode="bilinear", padding_mode="zeros", align_corners=True
         )
-        return warped.clamp_(*self.clip_values).reshape(x.shape).cpu().numpy()
+        warped = sampled.reshape(x.shape).cpu().numpy()
+        # Only rounding leaves the range, and seldom: to look takes less time than to clip.
+        return warped if in_range(warped, *self.clip_values) else warped.clip(*self.clip_values, out=warped)
