@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from art_aft.checks import check_clip_values, check_flag, check_layout, check_pixels, in_range
 from art_aft.pixels import to_8bit, to_float
@@ -93,11 +92,6 @@ class Perturbation(abc.ABC):
         """Map values in [0, 1] onto `clip_values`."""
         low, high = self.clip_values
         return low + (high - low) * np.asarray(fraction, dtype=np.float64)
-
-
-def as_tensor(x: np.ndarray) -> torch.Tensor:
-    """Return an array as a tensor, which works on it with several threads; a copy where torch could not take it."""
-    return torch.from_numpy(x if x.flags.writeable and min(x.strides) >= 0 else x.copy())
 
 
 PERTURBATIONS: Registry[type[Perturbation]] = Registry("attack")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from art_aft.checks import check_integer, check_number
-from art_aft.perturbations.base import Perturbation, as_tensor, register
+from art_aft.perturbations.base import Perturbation, register
 
 
 @lru_cache(maxsize=8)
@@ -38,11 +38,11 @@ def noise_picture(seed: int, channels: int, height: int, width: int, grid_size: 
 
 def _weighted(
     pattern: np.ndarray, ratio: float, clip_values: tuple[float, float], dtype: np.dtype
-) -> tuple[torch.Tensor, bool]:
+) -> tuple[np.ndarray, bool]:
     """Return ratio * pattern, and whether (1 - ratio) * x + that, rounded as `dtype` is, can leave the range."""
     added = (ratio * pattern).astype(dtype)
     low, high = dtype.type(clip_values) * dtype.type(1.0 - ratio) + (added.min(), added.max())
-    return torch.from_numpy(added), bool(low < clip_values[0] or high > clip_values[1])
+    return added, bool(low < clip_values[0] or high > clip_values[1])
 
 
 @lru_cache(maxsize=8)
@@ -53,7 +53,7 @@ def _drawn(
     clip_values: tuple[float, float],
     shape: tuple[int, int, int],
     dtype: np.dtype,
-) -> tuple[torch.Tensor, bool]:
+) -> tuple[np.ndarray, bool]:
     """Return what `_weighted` does, for noise."""
     low, high = clip_values
     return _weighted(low + (high - low) * noise_picture(seed, *shape, grid_size=grid_size), ratio, clip_values, dtype)
@@ -97,5 +97,6 @@ class Blend(Perturbation):
             raise ValueError(f"pattern: got shape {self.pattern.shape}, expected that of the images, {x.shape[1:]}")
         else:
             added, outside = _weighted(self.pattern, self.ratio, self.clip_values, x.dtype)
-        torch.mul(as_tensor(x), 1.0 - self.ratio, out=torch.from_numpy(out)).add_(added)
+        np.multiply(x, x.dtype.type(1.0 - self.ratio), out=out)
+        out += added
         return outside
