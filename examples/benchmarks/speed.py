@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +38,7 @@ from art_aft.training import Recipe, fit
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 # Model, images for Stage 1, images for an epoch: enough for whole batches, few enough for ART's slowest.
 MODELS = (("wrn-16-1", 256, 2560), ("preactresnet-18", 128, 512))
+ART_TRAINER = "ART AdversarialTrainerMadryPGD"
 IMAGES, SIDES = (1000, 5000, 25_000), (32, 64, 224)
 
 
@@ -182,40 +184,54 @@ def infected(options: argparse.Namespace) -> Scene:
     return plant(infection, store=options.store)
 
 
-def end_to_end(options: argparse.Namespace) -> Iterator[Row]:
-    """Each defence with its default settings, and ART's adversarial trainer, as a ratio to AFT; once each."""
+def madry(scene: Scene) -> None:
+    """Run ART's adversarial trainer."""
+    twin = clone(scene.classifier)
+    twin.set_params(optimizer=torch.optim.SGD(twin.model.parameters(), lr=0.01, momentum=0.9))
+    trainer = AdversarialTrainerMadryPGD(twin, nb_epochs=10, batch_size=128, eps=4 / 255, eps_step=1 / 255, max_iter=10)
+    pixels = scene.x_clean.astype(np.float32) / 255 if scene.x_clean.dtype == np.uint8 else scene.x_clean
+    trainer.fit(pixels, np.eye(10, dtype=np.float32)[scene.y_clean])
+
+
+def one_defence(options: argparse.Namespace, name: str, preset: str | None) -> Row:
+    """Run a defence, or ART's trainer, on an infected classifier, in a process of its own."""
     scene = infected(options)
-
-    def madry(_: Any) -> None:
-        twin = clone(scene.classifier)
-        twin.set_params(optimizer=torch.optim.SGD(twin.model.parameters(), lr=0.01, momentum=0.9))
-        trainer = AdversarialTrainerMadryPGD(
-            twin, nb_epochs=10, batch_size=128, eps=4 / 255, eps_step=1 / 255, max_iter=10
-        )
-        pixels = scene.x_clean.astype(np.float32) / 255 if scene.x_clean.dtype == np.uint8 else scene.x_clean
-        trainer.fit(pixels, np.eye(10, dtype=np.float32)[scene.y_clean])
-
-    cases: dict[str, Callable[[Any], Any]] = {
-        name: lambda _, kind=kind: kind(scene.classifier, mirror=scene.dataset.mirror)(scene.x_clean, y=scene.y_clean)
-        for name, kind in DEFENCES.items()
-    }
-    cases["ART AdversarialTrainerMadryPGD"] = madry
-    # What is loaded at the first call is not the first one's cost.
+    # What is loaded at the first call is nobody's cost.
     AdversarialFineTuning(scene.classifier, nb_epochs=1, clean_epochs=0)(scene.x_clean[:256], y=scene.y_clean[:256])
-    took = {}
-    for name, work in cases.items():
-        with PeakMemory(scene.classifier.device) as memory:
-            took[name] = seconds(lambda work=work: work(None))
-        yield {
-            "what": "defence",
-            "model": scene.infection.model,
-            "data": Path(options.data).name,
-            "than": name,
-            "images": len(scene.x_clean),
-            "seconds": took[name],
-            "peak_mebibytes": None if memory.bytes is None else round(memory.bytes / 2**20),
-            "times_as_fast": took[name] / took["aft"],
-        }
+
+    def work() -> None:
+        if name == ART_TRAINER:
+            madry(scene)
+        else:
+            settings = {"preset": preset} if preset else {}
+            DEFENCES[name](scene.classifier, mirror=scene.dataset.mirror, **settings)(scene.x_clean, y=scene.y_clean)
+
+    with PeakMemory(scene.classifier.device) as memory:
+        took = seconds(work)
+    return {
+        "what": "defence",
+        "model": scene.infection.model,
+        "data": Path(options.data).name,
+        "than": f"{name}, preset {preset}" if preset else name,
+        "images": len(scene.x_clean),
+        "seconds": took,
+        "peak_mebibytes": None if memory.bytes is None else round(memory.bytes / 2**20),
+    }
+
+
+def end_to_end(options: argparse.Namespace) -> Iterator[Row]:
+    """Each defence as it comes, rivals also as their authors ran them, and ART's trainer; once, as ratios to AFT."""
+    rivals = ("nad", "fine_tuning", "fine_pruning", "neural_cleanse")
+    cases = [("aft", None), ("auto", None), *((name, preset) for name in rivals for preset in (None, "paper"))]
+    first = None
+    with tempfile.TemporaryDirectory() as folder:
+        options = argparse.Namespace(**{**vars(options), "store": options.store or Path(folder)})
+        infected(options)
+        for name, preset in (*cases, (ART_TRAINER, None)):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                row = pool.submit(one_defence, options, name, preset).result()
+            first = first or row["seconds"]
+            yield {**row, "times_as_fast": row["seconds"] / first}
 
 
 def precision(options: argparse.Namespace) -> Iterator[Row]:
