@@ -26,6 +26,35 @@ def _grid(control_points: bytes, height: int, width: int, strength: float, resca
     return np.clip((np.stack([columns, rows], axis=-1) + warp) * rescale, -1, 1)
 
 
+def _sample(x: np.ndarray, positions: torch.Tensor) -> np.ndarray:
+    """Sample images of shape (N, C, H, W) bilinearly, at one grid each or at one for all, of shape (., H, W, 2)."""
+    # torch takes no read-only arrays.
+    images = torch.from_numpy(np.require(x, requirements=["C_CONTIGUOUS", "WRITEABLE"])).to(positions.device)
+    if len(positions) == 1:
+        # Where all images are sampled alike, four are one of four times as many channels.
+        images = images.unflatten(0, (-1, math.gcd(4, len(x)))).flatten(1, 2)
+        positions = positions.expand(len(images), -1, -1, -1)
+    sampled = torch.nn.functional.grid_sample(
+        images, positions, mode="bilinear", padding_mode="zeros", align_corners=True
+    )
+    return sampled.reshape(x.shape).cpu().numpy()
+
+
+@lru_cache(maxsize=8)
+def _positions(
+    settings: tuple[bytes, int, int, float, float],
+    dtype: np.dtype,
+    device: torch.device,
+    clip_values: tuple[float, float],
+) -> tuple[torch.Tensor, bool]:
+    """Return `_grid` for images of a type, and whether images in range may leave it there by rounding."""
+    positions = torch.from_numpy(_grid(*settings)[None].astype(dtype)).to(device)
+    # No weight is negative, and rounding keeps the order: images at the ends of the range are the furthest out.
+    ends = np.array(clip_values, dtype).reshape(2, 1, 1, 1)
+    furthest = _sample(np.broadcast_to(ends, (2, 1, *positions.shape[1:3])), positions)
+    return positions, not in_range(furthest, *clip_values)
+
+
 @register("wanet")
 class WaNet(Perturbation):
     """
@@ -86,8 +115,11 @@ class WaNet(Perturbation):
         :param width: The image's width, in pixels, at least 2.
         :return: Positions (x, y) of shape (height, width, 2), where -1 and 1 are the centres of the border pixels.
         """
+        return _grid(*self._settings(height, width)).copy()
+
+    def _settings(self, height: int, width: int) -> tuple[bytes, int, int, float, float]:
         strength = self.strength * (max(1.0, min(height, width) / 32) if self.scale_with_side else 1.0)
-        return _grid(self.control_points.tobytes(), height, width, strength, self.grid_rescale).copy()
+        return self.control_points.tobytes(), height, width, strength, self.grid_rescale
 
     def cover(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """
@@ -103,34 +135,28 @@ class WaNet(Perturbation):
         if x.size:
             count, _, height, width = images.shape
             noise = rng.uniform(-1, 1, size=(count, height, width, 2)) / np.array([width, height])
-            images[...] = self._warp(images, np.clip(self.grid(height, width) + noise, -1, 1))
+            grids = np.clip(self.grid(height, width) + noise, -1, 1).astype(x.dtype)
+            images[...] = _sample(images, torch.from_numpy(grids).to(self.device))
+            covers.clip(*self.clip_values, out=covers)
         return covers
 
     def _stamped(self, x: np.ndarray) -> np.ndarray:
         if x.size > self._AT_ONCE:
             return super()._stamped(x)
         # One call, whose result is kept as it is: to sample takes hardly longer than to copy twice.
-        check_pixels("x", x, self.clip_values)
-        images = x if self.channels_first else np.moveaxis(x, -1, 1)
-        warped = self._warp(images, self.grid(*images.shape[2:])[None])
+        inside = in_range(x, *self.clip_values)
+        if not inside:
+            check_pixels("x", x, self.clip_values)
+        warped, outside = self._sampled(x if self.channels_first else np.moveaxis(x, -1, 1))
+        if outside or not inside:
+            warped.clip(*self.clip_values, out=warped)
         return warped if self.channels_first else np.ascontiguousarray(np.moveaxis(warped, 1, -1))
 
     def _stamp(self, x: np.ndarray, out: np.ndarray) -> bool:
-        out[...] = self._warp(x, self.grid(*x.shape[2:])[None])
-        return False
+        out[...], outside = self._sampled(x)
+        return outside
 
-    def _warp(self, x: np.ndarray, grids: np.ndarray) -> np.ndarray:
-        """Sample images of shape (N, C, H, W) bilinearly, at one grid each or at one for all, within the range."""
-        # torch takes no read-only arrays.
-        images = torch.from_numpy(np.require(x, requirements=["C_CONTIGUOUS", "WRITEABLE"])).to(self.device)
-        positions = torch.from_numpy(grids.astype(x.dtype)).to(self.device)
-        if len(grids) == 1:
-            # Where all images are sampled alike, four are one of four times as many channels.
-            images = images.unflatten(0, (-1, math.gcd(4, len(x)))).flatten(1, 2)
-            positions = positions.expand(len(images), -1, -1, -1)
-        sampled = torch.nn.functional.grid_sample(
-            images, positions, mode="bilinear", padding_mode="zeros", align_corners=True
-        )
-        warped = sampled.reshape(x.shape).cpu().numpy()
-        # Only rounding leaves the range, and seldom: to look takes less time than to clip.
-        return warped if in_range(warped, *self.clip_values) else warped.clip(*self.clip_values, out=warped)
+    def _sampled(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Return the images sampled at the grid, and whether images in range may have left it."""
+        positions, outside = _positions(self._settings(*x.shape[2:]), x.dtype, self.device, self.clip_values)
+        return _sample(x, positions), outside
