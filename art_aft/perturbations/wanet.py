@@ -75,7 +75,7 @@ class WaNet(Perturbation):
     """
 
     # Sampling has a cost of its own for each call.
-    _AT_ONCE = 2**22
+    _AT_ONCE = 2**25
 
     def __init__(
         self,
