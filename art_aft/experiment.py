@@ -79,8 +79,12 @@ DEMO_VICTIM = Recipe(
     nb_epochs=25, batch_size=64, learning_rate=0.1, weight_decay=1e-4, nesterov=True, schedule="one_cycle"
 )
 _TUNING = {"batch_size": 32, "learning_rate": 0.02, "padding": 0, "mirror": False}
+# Twenty passes over the clean images for each.
 DEMO_DEFENCES: Mapping[str, Mapping[str, Any]] = {
     "fine_tuning": {"nb_epochs": 20, **_TUNING},
+    "fine_pruning": {"nb_epochs": 20, **_TUNING},
+    "neural_cleanse": {"nb_epochs": 20, "images_per_step": 64, **_TUNING},
+    "nad": {"nb_epochs": 10, "teacher_epochs": 10, **_TUNING},
     "aft": {"eps": 0.05, "nb_epochs": 10, "clean_epochs": 10, **_TUNING},
 }
 

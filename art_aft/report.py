@@ -65,15 +65,15 @@ def text_table(rows: Sequence[Row]) -> str:
     :return: One line a row, with a blank line between attacks.
     """
     lines = [
-        f"{'attack':<9} {'model':<12} {'ACC':>6} {'ASR':>6} {'RA':>6} {'adv->target':>12} {'seconds':>8}",
-        "-" * 65,
+        f"{'attack':<9} {'model':<14} {'ACC':>6} {'ASR':>6} {'RA':>6} {'adv->target':>12} {'seconds':>8}",
+        "-" * 67,
     ]
     for index, row in enumerate(rows):
         if index and row["attack"] != rows[index - 1]["attack"]:
             lines.append("")
         shares = [100 * row[key] for key in ("acc", "asr", "ra", "adversarial_target_share")]
         lines.append(
-            f"{row['attack']:<9} {_title(row):<12} {shares[0]:6.1f} {shares[1]:6.1f} {shares[2]:6.1f} "
+            f"{row['attack']:<9} {_title(row):<14} {shares[0]:6.1f} {shares[1]:6.1f} {shares[2]:6.1f} "
             f"{shares[3]:12.1f} {row['seconds']:8.1f}"
         )
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from art_aft.report import text_table
 
 # Two threads on cores that others use too wait for each other at every step, and take minutes instead of seconds.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+DEFENCES = ("fine_tuning", "fine_pruning", "neural_cleanse", "nad", "aft")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -34,7 +35,7 @@ def rows(demo):
 
 def test_every_attack_is_planted_and_fought_with_every_defence(rows):
     cells = [(row["attack"], row["defence"]) for row in rows]
-    assert cells == [(a, d) for a in ("badnets", "blend", "sig") for d in ("none", "fine_tuning", "aft")]
+    assert cells == [(a, d) for a in ("badnets", "blend", "sig") for d in ("none", *DEFENCES)]
     assert {(row["n_clean"], row["n_defender"]) for row in rows} == {(597, 120)}
 
 
@@ -68,8 +69,9 @@ def test_the_file_tells_what_is_needed_to_measure_again(demo):
 
 def test_the_table_says_what_the_rows_say(demo, rows):
     _, printed = demo
-    numbers = re.findall(r"^(badnets|blend|sig) +(before|fine-tuning|AFT) +([\d.]+) +([\d.]+) +([\d.]+)", printed, re.M)
-    assert len(numbers) == 9
+    titles = "before|fine-tuning|fine-pruning|Neural Cleanse|NAD|AFT"
+    numbers = re.findall(rf"^(badnets|blend|sig) +({titles}) +([\d.]+) +([\d.]+) +([\d.]+)", printed, re.M)
+    assert len(numbers) == 18
     for line, row in zip(numbers, rows, strict=True):
         assert line[0] == row["attack"]
         assert [float(cell) for cell in line[2:]] == pytest.approx(

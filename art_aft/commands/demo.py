@@ -16,7 +16,8 @@ ACC  clean test images that get their true label
 ASR  triggered test images of other classes that get the attacker's label
 RA   triggered test images of other classes that get their true label
 adv->target  adversarial examples of other classes that fall on the attacker's label (the paper's observation)
-All in percent. AFT and fine-tuning had the same 120 clean images and knew nothing of the trigger."""
+All in percent. All five defences had the same 120 clean images, 20 passes over them at the same learning rate, and
+knew nothing of the trigger."""
 
 
 def add(commands: Any) -> None:
