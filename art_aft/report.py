@@ -241,8 +241,8 @@ class DemoPicture:
 
     def save(self, path: Path) -> None:
         """Draw the picture as a PNG file."""
-        figure = self._figure_class(figsize=(15, 2.7 * len(self._lines)), layout="constrained")
-        axes = figure.subplots(len(self._lines), 6, squeeze=False, width_ratios=[1, 1, 1, 1, 1.3, 2.2])
+        figure = self._figure_class(figsize=(17, 2.7 * len(self._lines)), layout="constrained")
+        axes = figure.subplots(len(self._lines), 6, squeeze=False, width_ratios=[1, 1, 1, 1, 1.3, 3.2])
         for line, row_axes in zip(self._lines, axes, strict=True):
             self._draw_images(row_axes[:4], line)
             self._draw_matrix(row_axes[4], line["matrix"])
@@ -283,8 +283,8 @@ class DemoPicture:
         for offset, key, title, colour in ((-0.2, "acc", "ACC", "tab:blue"), (0.2, "asr", "ASR", "tab:red")):
             values = [100 * row[key] for row in rows]
             bars = axis.bar(places + offset, values, width=0.38, label=title, color=colour)
-            axis.bar_label(bars, fmt="%.1f", fontsize=9)
-        axis.set_xticks(places, [_title(row) for row in rows])
+            axis.bar_label(bars, fmt="%.0f", fontsize=9)
+        axis.set_xticks(places, [_title(row).replace("-", "-\n").replace(" ", "\n") for row in rows])
         axis.set_ylim(0, 112)
         axis.set_ylabel("%")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9, frameon=False)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import same_weights, tiny_classifier, tiny_data, untouched, watched
+from conftest import same_weights, tiny_classifier, tiny_data, untouched
 
 from art_aft.classifier import clone
 from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning
@@ -11,7 +11,15 @@ from art_aft.training import Recipe, fit
 GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_rate": 1e-4, "max_iter": 2}
 # A rate at which nothing is left of what the classifier knew.
 WILD = {**GENTLE, "nb_epochs": 3, "learning_rate": 100.0}
-OWN = {"min_steps": 0, "batch_size": 8, "padding": 0, "mirror": False, "precision": "float32", "seed": 5}
+OWN = {
+    "refit": False,
+    "min_steps": 0,
+    "batch_size": 8,
+    "padding": 0,
+    "mirror": False,
+    "precision": "float32",
+    "seed": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,7 @@ def held_out(x, y, share=0.2, seed=OWN["seed"]):
 
 
 def by_hand(classifier, settings):
-    own = {key: value for key, value in OWN.items() if key != "min_steps"}
+    own = {key: value for key, value in OWN.items() if key not in ("min_steps", "refit")}
     return AdversarialFineTuning(classifier, **settings, **own)
 
 
@@ -134,13 +142,40 @@ def test_few_images_are_seen_more_often(victim, data):
     assert defence.report.chosen["nb_epochs"] == 4  # 48 images, 6 steps an epoch
 
 
-def test_what_is_held_out_trains_nothing(victim, data):
-    x = data[0].copy()
+@pytest.mark.parametrize("refit", [False, True])
+def test_what_is_held_out_trains_nothing_before_the_refit(victim, data, monkeypatch, refit):
+    trained_on = []
+    run = AdversarialFineTuning.__call__
+
+    def watch(defence, x, **more):
+        trained_on.append({image.tobytes() for image in x})
+        return run(defence, x, **more)
+
+    monkeypatch.setattr(AdversarialFineTuning, "__call__", watch)
+    AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "refit": refit})(data[0], y=data[1])
     (hidden, _), _ = held_out(*data)
-    with watched(victim) as seen:
-        AutomaticFineTuning(victim, candidates=(GENTLE,), **OWN)(x, transformed_classifier=victim, y=data[1])
-    trained_on = {image.tobytes() for batch, training in seen if training for image in batch}
-    assert trained_on.isdisjoint(image.tobytes() for image in hidden)
+    hidden = {image.tobytes() for image in hidden}
+    assert [len(hidden & images) for images in trained_on] == [0, 0] + [12] * refit
+
+
+def test_what_is_accepted_runs_once_more_on_all_images(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "refit": True})
+    purified = defence(data[0], y=data[1])
+    trial = defence.report.trials[1]
+    # The shared perturbations are those of the trial.
+    known = by_hand(victim, GENTLE)
+    known(held_out(*data)[1][0], y=held_out(*data)[1][1])
+    again = by_hand(victim, GENTLE)
+    again.known = known.found
+    assert same_weights(purified, again(data[0], y=data[1]))
+    assert [stage.name for stage in defence.report.stages] == ["Trial 1", "Trial 2", "Refit"]
+    assert defence.report.accuracy_after == trial.accuracy
+
+
+def test_what_is_not_accepted_does_not_run_again(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(WILD,), **{**OWN, "refit": True})
+    defence(data[0], y=data[1])
+    assert [stage.name for stage in defence.report.stages] == ["Trial 1"]
 
 
 def test_a_backdoor_goes_with_nothing_set(infected):

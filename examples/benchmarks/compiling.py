@@ -1,7 +1,7 @@
 """
 Whether torch.compile pays within one purification: how long it takes, how much faster steps are after it, and after
-how many images it has won back what it took. Bare loops in the best precision; the one that is not compiled has what this
-package does instead (`folding`, `small_maps`). Run it on a machine that does nothing else.
+how many images it has won back what it took. Bare loops in the best precision; the one that is not compiled has what
+this package does instead (`folding`, `small_maps`). Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
