@@ -12,7 +12,6 @@ GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_ra
 # A rate at which nothing is left of what the classifier knew.
 WILD = {**GENTLE, "nb_epochs": 3, "learning_rate": 100.0}
 OWN = {
-    "refit": False,
     "min_steps": 0,
     "batch_size": 8,
     "padding": 0,
@@ -53,7 +52,7 @@ def held_out(x, y, share=0.2, seed=OWN["seed"]):
 
 
 def by_hand(classifier, settings):
-    own = {key: value for key, value in OWN.items() if key not in ("min_steps", "refit")}
+    own = {key: value for key, value in OWN.items() if key != "min_steps"}
     return AdversarialFineTuning(classifier, **settings, **own)
 
 
@@ -142,8 +141,7 @@ def test_few_images_are_seen_more_often(victim, data):
     assert defence.report.chosen["nb_epochs"] == 4  # 48 images, 6 steps an epoch
 
 
-@pytest.mark.parametrize("refit", [False, True])
-def test_what_is_held_out_trains_nothing_before_the_refit(victim, data, monkeypatch, refit):
+def test_what_is_held_out_trains_nothing(victim, data, monkeypatch):
     trained_on = []
     run = AdversarialFineTuning.__call__
 
@@ -152,30 +150,9 @@ def test_what_is_held_out_trains_nothing_before_the_refit(victim, data, monkeypa
         return run(defence, x, **more)
 
     monkeypatch.setattr(AdversarialFineTuning, "__call__", watch)
-    AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "refit": refit})(data[0], y=data[1])
-    (hidden, _), _ = held_out(*data)
-    hidden = {image.tobytes() for image in hidden}
-    assert [len(hidden & images) for images in trained_on] == [0, 0] + [12] * refit
-
-
-def test_what_is_accepted_runs_once_more_on_all_images(victim, data):
-    defence = AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "refit": True})
-    purified = defence(data[0], y=data[1])
-    trial = defence.report.trials[1]
-    # The shared perturbations are those of the trial.
-    known = by_hand(victim, GENTLE)
-    known(held_out(*data)[1][0], y=held_out(*data)[1][1])
-    again = by_hand(victim, GENTLE)
-    again.known = known.found
-    assert same_weights(purified, again(data[0], y=data[1]))
-    assert [stage.name for stage in defence.report.stages] == ["Trial 1", "Trial 2", "Refit"]
-    assert defence.report.accuracy_after == trial.accuracy
-
-
-def test_what_is_not_accepted_does_not_run_again(victim, data):
-    defence = AutomaticFineTuning(victim, candidates=(WILD,), **{**OWN, "refit": True})
-    defence(data[0], y=data[1])
-    assert [stage.name for stage in defence.report.stages] == ["Trial 1"]
+    AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **OWN)(data[0], y=data[1])
+    hidden = {image.tobytes() for image in held_out(*data)[0][0]}
+    assert [(len(images), len(hidden & images)) for images in trained_on] == [(48, 0), (48, 0)]
 
 
 def test_a_backdoor_goes_with_nothing_set(infected):

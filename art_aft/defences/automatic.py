@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_choice, check_flag, check_number
+from art_aft.checks import check_choice, check_number
 from art_aft.classifier import clone, predict_labels
 from art_aft.defences.composed import Composed
 from art_aft.defences.purification import Purification, register
@@ -53,8 +53,6 @@ class AutomaticFineTuning(Composed, Purification):
     :param otherwise: If all candidates lose more: "return" the one that loses least (the report then says
         `accepted=False`), or "raise" an `AccuracyLost`.
     :param held_out: The share of the clean images, in (0, 0.9], that only measures.
-    :param refit: Whether accepted settings then run once more, on all images: a few more make the backdoor fainter. The
-        accuracies in the report are those of the trial.
     :raises ValueError: If a setting is out of its range.
     :raises TypeError: If a setting is of the wrong type.
     """
@@ -69,14 +67,12 @@ class AutomaticFineTuning(Composed, Purification):
     max_accuracy_drop: float = 0.05
     otherwise: str = "return"
     held_out: float = 0.2
-    refit: bool = True
 
     def _check_params(self) -> None:
         super()._check_params()
         check_number("max_accuracy_drop", self.max_accuracy_drop, minimum=0.0, maximum=1.0)
         check_choice("otherwise", self.otherwise, ("return", "raise"))
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9, above=True)
-        check_flag("refit", self.refit)
         if not isinstance(self.candidates, Sequence) or not self.candidates:
             raise ValueError(f"candidates: got {self.candidates!r}, expected settings of at least one")
         for settings in self.candidates:
@@ -87,7 +83,7 @@ class AutomaticFineTuning(Composed, Purification):
             raise ValueError(f"x: got {len(x)} image, expected at least two: one measures")
         self._found.clear()
         size = min(max(1, round(self.held_out * len(x))), len(x) - 1)
-        (x_tried, y_tried), (x_held, y_held) = hold_out(x, y, size, self.seed)
+        (x, y), (x_held, y_held) = hold_out(x, y, size, self.seed)
 
         known = predict_labels(classifier, x_held) == y_held
         before = float(known.mean())
@@ -95,8 +91,8 @@ class AutomaticFineTuning(Composed, Purification):
         for settings in self.candidates:
             start, purified = time.perf_counter(), clone(classifier)
             with self._stage(f"Trial {len(runs) + 1}"):
-                defence = self._fine_tuning(classifier, settings, len(x_tried))
-                self._run(defence, purified, x_tried, y_tried)
+                defence = self._fine_tuning(classifier, settings, len(x))
+                self._run(defence, purified, x, y)
             lost = known.astype(int) - (predict_labels(purified, x_held) == y_held)
             after = before - float(lost.mean())
             # A share that is a whole number of images must not fall to the side of a rounding error. Processes that
@@ -114,10 +110,6 @@ class AutomaticFineTuning(Composed, Purification):
                 f"max_accuracy_drop: of {before:.3f}, {len(runs)} settings left {chosen.accuracy:.3f} at best, "
                 f"expected at least {before - self.max_accuracy_drop:.3f}"
             )
-        if chosen.accepted and self.refit:
-            purified = clone(classifier)
-            with self._stage("Refit"):
-                self._run(self._fine_tuning(classifier, self.candidates[len(runs) - 1], len(x)), purified, x, y)
         classifier.model.load_state_dict(purified.model.state_dict())
         return {
             "n_held_out": size,

@@ -29,5 +29,5 @@ ADVERSARIAL_FINE_TUNING: Mapping[str, Mapping[str, Any]] = {
         "n_looks": 20,
     },
     "shared": _SHARED,
-    "distilled": {**_SHARED, "distillation": 4.0, "nb_epochs": 20, "augment_first": True},
+    "distilled": {**_SHARED, "distillation": 3.0, "nb_epochs": 20, "augment_first": True},
 }
