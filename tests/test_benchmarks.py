@@ -155,7 +155,9 @@ def test_the_oracle_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(oracle, "run_grid", grid)
     output = tmp_path / "rows.json"
     monkeypatch.setattr(
-        sys, "argv", ["oracle.py", "--attacks", "sig", "blend", "--radii", "1", "--output", str(output)]
+        sys,
+        "argv",
+        ["oracle.py", "--attacks", "sig", "blend", "--radii", "1", "--model", "wrn-16-1", "--output", str(output)],
     )
     oracle.main()
     rows = json.loads(output.read_text())["rows"]

@@ -55,14 +55,17 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="smoke")
     parser.add_argument("--data", type=Path, help="the folder that the data sets lie in; not for smoke")
     parser.add_argument("--attacks", nargs="+", default=STATIC)
+    parser.add_argument("--model", choices=["wrn-16-1", "preactresnet-18"], help="of all victims, not the paper's")
     parser.add_argument("--radii", nargs="+", type=float, default=RADII, help="L2, in units of the pixel range")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--store", type=Path, default=Path("art-aft-grid"), help="for models and finished cells")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()
     at = scale(options.scale, options.data)
-    groups = [cells(at, at.infection(attack), options.radii, options.rates) for attack in options.attacks]
-    rows = run_grid([cell for group in groups for cell in group], options.store, verbose=True)
+    victims = {"model": options.model, "recipe": at.recipes[options.model]} if options.model else {}
+    groups = [cells(at, at.infection(attack, **victims), options.radii, options.rates) for attack in options.attacks]
+    rows = run_grid([cell for group in groups for cell in group], options.store, n_jobs=options.jobs, verbose=True)
     width = len(groups[0])
     told = [judged(rows[start : start + width]) for start in range(0, len(rows), width)]
     print(f"{'attack':<12} {'before':>13} {'automatic':>13} {'oracle':>13}  lacks ACC, ASR")
