@@ -329,14 +329,15 @@ class TestNoTrace:
 @pytest.mark.parametrize("norm", NORMS)
 def test_bfloat16_succeeds_as_often_as_float32(norm, infected):
     x, y = infected.x_test[:300], infected.y_test[:300]
-    # A radius at which the attack succeeds on some images and fails on others.
-    eps = {np.inf: 0.06, 2: 0.55}[norm]
-    rates = []
-    for precision in ("float32", "bfloat16"):
-        examples = attack(infected.classifier, norm, eps=eps, precision=precision).generate(x, y)
-        rates.append(np.mean(infected.classifier.predict(examples).argmax(axis=1) != y))
-    assert 0.2 < rates[0] < 0.9
-    assert rates[1] == pytest.approx(rates[0], abs=0.04)
+    rates = {"float32": [], "bfloat16": []}
+    for share in (0.5, 0.75, 1.0):
+        eps = share * {np.inf: 0.06, 2: 0.55}[norm]
+        for precision, found in rates.items():
+            examples = attack(infected.classifier, norm, eps=eps, precision=precision).generate(x, y)
+            found.append(np.mean(infected.classifier.predict(examples).argmax(axis=1) != y))
+    # With one of the radii the attack succeeds on some images and fails on others.
+    assert any(0.2 < rate < 0.9 for rate in rates["float32"])
+    assert rates["bfloat16"] == pytest.approx(rates["float32"], abs=0.04)
 
 
 class TestParameters:

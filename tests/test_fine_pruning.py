@@ -355,16 +355,16 @@ class TestErrors:
             prune(classifier, layer="fc9")(x, transformed_classifier=given, y=y)
 
 
-def test_pruning_an_infected_classifier_keeps_its_accuracy(infected):
+def test_pruning_an_infected_classifier_keeps_its_accuracy(asked, infected):
     defence = FinePruning(infected.classifier, preset="paper", held_out=0.4, precision="float32")
     with untouched(infected.classifier):
         purified = defence(infected.x, y=infected.y)
     assert 5 <= len(defence.pruned_channels) < 64
     assert infected.scores(purified).acc > infected.scores(infected.classifier).acc - 0.1
-    # The idlest on clean images.
-    activity = features(infected.classifier, infected.x, pooled=True).mean(axis=0)
+    # The idlest on the clean images that were looked at.
+    activity = features(infected.classifier, asked["activity"][0], pooled=True).mean(axis=0)
     kept = np.setdiff1d(np.arange(64), defence.pruned_channels)
-    assert activity[defence.pruned_channels].mean() < activity[kept].min()
+    assert activity[defence.pruned_channels].max() <= activity[kept].min() + 1e-6
 
 
 PRESETS = [(name, preset) for name in sorted(DEFENCES) for preset in sorted(DEFENCES[name].presets)]
