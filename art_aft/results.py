@@ -16,7 +16,11 @@ from art_aft.infection import Row, environment
 from art_aft.report import DEFENCE_TITLES
 from art_aft.scales import Scale
 
-SCALE_NAMES = {"smoke": "digits, far too short, to see that it runs", "cpu": "two cores", "full": "the paper's size"}
+SCALE_NAMES = {
+    "smoke": "digits, far too short, to see that it runs",
+    "cpu": "two cores, WRN-16-1 for the dynamic attacks too",
+    "full": "the paper's size",
+}
 
 
 def reproduce(

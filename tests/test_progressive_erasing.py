@@ -148,6 +148,16 @@ def test_images_beyond_the_most_have_no_part(runs):
     assert len(runs[-1][0]) == 24
 
 
+def test_later_rounds_pick_among_all(runs):
+    x, y = numbered()
+    defence = erasing(tiny_classifier(), max_images=24, shares=(1.0, 0.5))
+    defence(x, y=y)
+    assert not np.isnan(defence.lost).any()
+    assert np.bincount(y[defence.picked]).tolist() == [5, 5, 5, 5]
+    assert [len(run[0]) for run in runs[-2:]] == [24, 20]
+    assert {image.tobytes() for image in runs[-1][0]} == {image.tobytes() for image in x[defence.picked]}
+
+
 def test_in_place_gives_the_same(runs):
     x, y = numbered()
     victim = tiny_classifier()

@@ -31,13 +31,13 @@ class ProgressiveErasing(Composed, Purification):
     all-to-one attack they all have one label, which may be any. So the labels are dealt into folds; for each fold, a
     copy of the infected classifier is purified on the images of all other labels, and the images of the fold are
     judged by how much of their margin (the logit of the given label above the next one) the copy has taken away. Of
-    each label, the images that lost least are picked, and the infected classifier is purified on them. Then that
-    judges all images, more are picked, and so on.
+    each label, the images that lost least are picked, and the infected classifier is purified on them. The
+    purified one judges all images, more are picked, the infected classifier is purified on those, and so on.
 
     Against all-to-all attacks it does little: triggered images have all labels, and each judge learns from the others.
 
-    After a call, `picked` tells which images the last round took, `lost` how much margin each image lost; images
-    that had no part in it (`max_images`) have NaN there.
+    After a call, `picked` tells which images the last round took, `lost` how much margin each image lost before it;
+    images that were not judged (`max_images`, where there is one round only) have NaN there.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (v4, published as "Progressive Backdoor Erasing": the rounds, and
       to judge by disagreement; the folds and the margin are this package's)
@@ -51,7 +51,8 @@ class ProgressiveErasing(Composed, Purification):
     :param n_folds: How many parts the labels are dealt into; with 1, no label is left out.
     :param fold_steps: Stage 2's steps for each fold.
     :param shares: Which share of each label's images, in (0, 1], is picked in each round.
-    :param max_images: The most images that are worked on, drawn at random; None is all.
+    :param max_images: The most images that the folds and the first round work on, drawn at random; None is all. Later
+        rounds pick among all.
     :raises ValueError: If a setting is out of its range, or there are too few labels for the folds.
     :raises TypeError: If a setting is of the wrong type.
     """
@@ -85,12 +86,25 @@ class ProgressiveErasing(Composed, Purification):
     def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
         self._found.clear()
         self.picked, self.lost = np.zeros(len(y), dtype=bool), np.full(len(y), np.nan)
-        seen = np.random.default_rng([self.seed, 0]).permutation(len(y))[: self.max_images]
-        x, y = take(x, seen), y[seen]
         infected = clone(classifier)
-        before = margins(infected, x, y)
+        seen = np.random.default_rng([self.seed, 0]).permutation(len(y))[: self.max_images]
+        self.lost[seen] = self._lost_in_folds(infected, take(x, seen), y[seen])
+        for number, share in enumerate(self.shares, start=1):
+            if number > 1:
+                seen = np.arange(len(y))
+                self.lost = self._as_in_first(margins(infected, x, y) - margins(classifier, x, y))
+            picked = seen[least_of_each_label(self.lost[seen], y[seen], share)]
+            self.picked[:] = False
+            self.picked[picked] = True
+            with self._stage(f"Round {number}"):
+                # From the infected classifier again: what the last round lost in accuracy is not carried on.
+                classifier.model.load_state_dict(infected.model.state_dict())
+                self._run(self._aft(classifier, len(picked)), classifier, take(x, picked), y[picked])
+        return {"chosen": {"n_picked": len(picked)}}
 
-        # Each image is judged by a classifier that was purified on other labels than its own.
+    def _lost_in_folds(self, infected: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return how much margin each image lost under a classifier that was purified on other labels than its own."""
+        before = margins(infected, x, y)
         lost = np.empty(len(y), dtype=np.float32)
         for number, fold in enumerate(self._folds(y), start=1):
             with self._stage(f"Fold {number}"):
@@ -100,19 +114,7 @@ class ProgressiveErasing(Composed, Purification):
                 defence = self._aft(judge, len(others), max_steps=self.fold_steps, distillation=0.0)
                 self._run(defence, judge, take(x, others), y[others])
                 lost[out] = before[out] - margins(judge, take(x, np.flatnonzero(out)), y[out])
-
-        for number, share in enumerate(self.shares, start=1):
-            if number > 1:
-                lost = before - margins(classifier, x, y)
-            lost = self._as_in_first(lost)
-            picked = np.flatnonzero(least_of_each_label(lost, y, share))
-            self.picked[:], self.lost[seen] = False, lost
-            self.picked[seen[picked]] = True
-            with self._stage(f"Round {number}"):
-                # From the infected classifier again: what the last round lost in accuracy is not carried on.
-                classifier.model.load_state_dict(infected.model.state_dict())
-                self._run(self._aft(classifier, len(picked)), classifier, take(x, picked), y[picked])
-        return {"chosen": {"n_picked": len(picked)}}
+        return self._as_in_first(lost)
 
     def _aft(
         self, classifier: PyTorchClassifier, n: int, max_steps: int | None = None, **changes: Any
