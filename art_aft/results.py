@@ -90,7 +90,16 @@ def section(place: Path) -> str:
     ]
     if place.with_suffix(".png").exists():
         lines += [f"![{artefact.title}]({place.stem}.png)", ""]
-    tables = {"scores": _scores, "matrices": _shares, "distances": _distances, "curves": _points, "rates": _rates}
+    elif artefact.kind == "panels":
+        lines += ["The picture shows images of the data set and is not kept here; the command draws it.", ""]
+    tables = {
+        "scores": _scores,
+        "matrices": _shares,
+        "distances": _distances,
+        "curves": _points,
+        "rates": _rates,
+        "panels": _victims,
+    }
     if artefact.kind == "theory":
         lines += _table(
             list(record["rows"][0])[:9], [[_number(row[k]) for k in list(row)[:9]] for row in record["rows"]]
@@ -220,6 +229,11 @@ def _points(rows: Sequence[Row], artefact: Artefact) -> list[str]:
             cells = ["; ".join(f"{step}: {acc:.1f} / {asr:.1f}" for step, acc, asr in some) for some in (shown, chosen)]
             lines.append([attack, way, *cells])
     return _table(["attack", "way", "steps: ACC / ASR", "chosen"], lines)
+
+
+def _victims(rows: Sequence[Row], artefact: Artefact) -> list[str]:
+    lines = [[row["infection"]["attack"], f"{100 * row['acc']:.1f} / {100 * row['asr']:.1f}"] for row in rows]
+    return _table(["model that is shown", "ACC / ASR"], lines)
 
 
 def _rates(rows: Sequence[Row], artefact: Artefact) -> list[str]:

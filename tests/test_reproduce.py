@@ -181,6 +181,17 @@ def test_the_page_lists_what_was_not_run(tmp_path):
     assert text.count("\n## ") == 1
 
 
+def test_panels_without_their_picture_say_why(tmp_path):
+    rows = [{"infection": {"attack": "sig"}, "acc": 0.831, "asr": 0.998}]
+    record = {"artefact": "fig7", "scale": "cpu", "command": "it", "rows": rows}
+    (tmp_path / "fig7-cpu.json").write_text(json.dumps(record))
+    text = results.section(tmp_path / "fig7-cpu.json")
+    assert "not kept here" in text
+    assert "| sig | 83.1 / 99.8 |" in text
+    (tmp_path / "fig7-cpu.png").touch()
+    assert "not kept here" not in results.section(tmp_path / "fig7-cpu.json")
+
+
 def test_the_page_in_the_repository_is_in_step_with_its_rows():
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == results.page(RESULTS)
 
