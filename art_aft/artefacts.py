@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from art_aft import paper
@@ -45,23 +46,26 @@ def _defended(
     cells = [Cell(infection)] if "none" in defences else []
     for name in defences:
         if name != "none":
-            chosen = at.settings(name, settings)
+            chosen = at.settings(name, settings, Path(infection.data).name)
             subsets = range(at.subsets) if cell.get("clean_data", True) else range(1)
             cells += [Cell(infection, defence=name, settings=chosen, subset=n, **cell) for n in subsets]
     return cells
 
 
 def _table(
-    attacks: Sequence[str], dataset: str = "cifar10", rivals: Sequence[str] = RIVALS, **changes: Any
+    attacks: Sequence[str],
+    dataset: str = "cifar10",
+    rivals: Sequence[str] = RIVALS,
+    presets: Sequence[str] = OWN_PRESETS,
+    **changes: Any,
 ) -> Callable[[Scale], list[Cell]]:
     def cells(at: Scale) -> list[Cell]:
         found = []
         for attack in attacks:
             infection = at.infection(attack, dataset, **changes)
             found += _defended(at, infection, ("none", *rivals, "aft"))
-            if rivals:
-                for preset in OWN_PRESETS:
-                    found += _defended(at, infection, ["aft"], settings={"preset": preset})
+            for preset in presets:
+                found += _defended(at, infection, ["aft"], settings={"preset": preset})
         return found
 
     return cells
@@ -102,7 +106,7 @@ def _matrices(*variants: Mapping[str, Any]) -> Callable[[Scale], list[Cell]]:
         found = []
         for variant in variants:
             for target in [0] if variant.get("labels") == "all-to-all" else at.targets:
-                infection = at.infection(**{"target": target, **variant})
+                infection = at.infection(one_of_many=True, **{"target": target, **variant})
                 found.append(Cell(infection, task="label_matrix", settings=at.examples))
         return found
 
@@ -144,14 +148,16 @@ def _panels(*attacks: str) -> Callable[[Scale], list[Cell]]:
 ARTEFACTS: Mapping[str, Artefact] = {
     "table1": Artefact("Feature distances of triggered and adversarial images", "distances", _distances, paper.TABLE_1),
     "table2": Artefact("CIFAR-10, all-to-one, 10 % poisoned, 5 % clean data", "scores", _table(ATTACKS), paper.TABLE_2),
-    "table3": Artefact("GTSRB, all-to-one, 10 % poisoned", "scores", _table(ATTACKS, "gtsrb"), paper.TABLE_3),
+    "table3": Artefact(
+        "GTSRB, all-to-one, 10 % poisoned", "scores", _table(ATTACKS, "gtsrb", presets=["distilled"]), paper.TABLE_3
+    ),
     "table4": Artefact(
         "CIFAR-10, all-to-all",
         "scores",
         _table(ATTACKS, rivals=("fine_tuning", "nad"), labels="all-to-all"),
         paper.TABLE_4,
     ),
-    "table5": Artefact("Tiny-ImageNet", "scores", _table(STATIC, "tiny_imagenet", rivals=()), paper.TABLE_5),
+    "table5": Artefact("Tiny-ImageNet", "scores", _table(STATIC, "tiny_imagenet", (), ()), paper.TABLE_5),
     "table6": Artefact(
         "CIFAR-10, 1 % poisoned, AFT without clean data",
         "scores",
@@ -167,7 +173,9 @@ ARTEFACTS: Mapping[str, Artefact] = {
         _without_clean_data("cifar10", 0.1, ["none"]),
         paper.TABLE_8,
     ),
-    "table9": Artefact("AFT after Stage 2 and after Stage 3", "scores", _table(ATTACKS, rivals=()), paper.TABLE_9),
+    "table9": Artefact(
+        "AFT after Stage 2 and after Stage 3", "scores", _table(ATTACKS, rivals=(), presets=()), paper.TABLE_9
+    ),
     "table10": Artefact(
         "AFT without clean data, with and without augmentation", "scores", _augmentation, paper.TABLE_10
     ),

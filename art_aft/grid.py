@@ -6,14 +6,22 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from art_aft.checks import check_integer
+from art_aft.datasets import Dataset, load
 from art_aft.infection import Infection, Row, environment, plant
 from art_aft.tasks import COMPARED_WITH_BENIGN, TASKS, Cell
+
+
+@lru_cache(maxsize=1)
+def _dataset(data: str, seed: int) -> Dataset:
+    """Return a data set, the last one without reading its files again."""
+    return load(data, seed=seed)
 
 
 def run_cell(cell: Cell, folder: Path) -> Row:
@@ -27,7 +35,8 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     if place.exists():
         return json.loads(place.read_text(encoding="utf-8"))
     measure = TASKS[cell.task]
-    scene = plant(cell.infection, store=folder / "models")
+    infection = cell.infection
+    scene = plant(infection, dataset=_dataset(infection.data, infection.seed), store=folder / "models")
     start = time.perf_counter()
     result = measure(scene, cell)
     row = {**cell.facts(), **result, "task_seconds": round(time.perf_counter() - start, 3), **environment()}
@@ -72,4 +81,4 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, n_jobs: int = 1, verbose: b
 def _plant(infection: Infection, store: Path) -> None:
     """Train a model into the store, or leave the one that is there; a scene is too large to be sent back."""
     if not (store / f"{infection.key}.json").exists():
-        plant(infection, store=store)
+        plant(infection, dataset=_dataset(infection.data, infection.seed), store=store)

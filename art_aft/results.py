@@ -81,7 +81,7 @@ def section(place: Path) -> str:
     record = json.loads(place.read_text(encoding="utf-8"))
     artefact = ARTEFACTS[record["artefact"]]
     scale = record["scale"]
-    size = "" if artefact.kind == "theory" else f"Scale {scale}: {SCALE_NAMES[scale]}. "
+    size = "" if artefact.kind == "theory" else f"Scale {scale}: {SCALE_NAMES[scale]}. {_victims(record['rows'])} "
     lines = [
         f"## {record['artefact']} ({scale})",
         "",
@@ -98,7 +98,7 @@ def section(place: Path) -> str:
         "distances": _distances,
         "curves": _points,
         "rates": _rates,
-        "panels": _victims,
+        "panels": _shown,
     }
     if artefact.kind == "theory":
         lines += _table(
@@ -128,6 +128,13 @@ def page(folder: Path) -> str:
     if missing:
         head += ["", f"Not run: {', '.join(missing)}."]
     return "\n".join([*head, "", *parts]).rstrip() + "\n"
+
+
+def _victims(rows: Sequence[Row]) -> str:
+    """Return what the infected models are, and how long they were trained."""
+    infections = [row["infection"] for row in rows]
+    kinds = dict.fromkeys((each["model"], each["recipe"]["nb_epochs"]) for each in infections)
+    return "Victims: " + " and ".join(f"{model}, {epochs} epochs" for model, epochs in kinds) + "."
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
@@ -231,7 +238,7 @@ def _points(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     return _table(["attack", "way", "steps: ACC / ASR", "chosen"], lines)
 
 
-def _victims(rows: Sequence[Row], artefact: Artefact) -> list[str]:
+def _shown(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     lines = [[row["infection"]["attack"], f"{100 * row['acc']:.1f} / {100 * row['asr']:.1f}"] for row in rows]
     return _table(["model that is shown", "ACC / ASR"], lines)
 

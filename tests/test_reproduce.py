@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from art_aft import artefacts, cli, figures, paper, results
 from art_aft.artefacts import ARTEFACTS
 from art_aft.defences import DEFENCES
+from art_aft.infection import Infection
 from art_aft.scales import SCALES, scale
 from art_aft.tasks import TASKS
 
@@ -111,7 +112,7 @@ def test_rows_picture_and_section_come_out(name, tiny, folder, tmp_path, monkeyp
 
 def rows_of(scores, attack="badnets", **more):
     """Rows as a grid gives them, with these (ACC, ASR) in percent, one a clean subset."""
-    infection = {"data": "cifar10", "attack": attack, "labels": "all-to-one", "rate": 0.1, "trigger": {}, "target": 0}
+    infection = asdict(Infection(attack, data="cifar10", model="wrn-16-1"))
     base = {"scale": "cpu", "infection": infection, "defence": "aft", "settings": {}, "clean_data": True, **more}
     return [{**base, "acc": acc / 100, "asr": asr / 100} for acc, asr in scores]
 
@@ -182,7 +183,7 @@ def test_the_page_lists_what_was_not_run(tmp_path):
 
 
 def test_panels_without_their_picture_say_why(tmp_path):
-    rows = [{"infection": {"attack": "sig"}, "acc": 0.831, "asr": 0.998}]
+    rows = rows_of([(83.1, 99.8)], attack="sig")
     record = {"artefact": "fig7", "scale": "cpu", "command": "it", "rows": rows}
     (tmp_path / "fig7-cpu.json").write_text(json.dumps(record))
     text = results.section(tmp_path / "fig7-cpu.json")
@@ -190,6 +191,35 @@ def test_panels_without_their_picture_say_why(tmp_path):
     assert "| sig | 83.1 / 99.8 |" in text
     (tmp_path / "fig7-cpu.png").touch()
     assert "not kept here" not in results.section(tmp_path / "fig7-cpu.json")
+
+
+def test_a_section_says_what_the_victims_are(tmp_path):
+    longer, other = rows_of([(80, 2)])[0], rows_of([(80, 2)])[0]
+    longer["infection"]["recipe"]["nb_epochs"], other["infection"]["model"] = 20, "resnet-18"
+    rows = [*rows_of([(80, 2), (81, 3)]), longer, other]
+    record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows}
+    (tmp_path / "table2-cpu.json").write_text(json.dumps(record))
+    text = results.section(tmp_path / "table2-cpu.json")
+    assert "Victims: wrn-16-1, 10 epochs and wrn-16-1, 20 epochs and resnet-18, 10 epochs. Made by" in text
+
+
+def test_many_victims_are_trained_briefly_on_two_cores_and_at_length_elsewhere():
+    epochs = {
+        (name, size): {c.infection.recipe.nb_epochs for c in ARTEFACTS[name].cells(scale(size, "somewhere"))}
+        for name in ("table2", "table3", "fig1")
+        for size in ("cpu", "full")
+    }
+    assert epochs[("table2", "cpu")] == {20}
+    assert epochs[("table3", "cpu")] == epochs[("fig1", "cpu")] == {5}
+    assert all(min(epochs[(name, "full")]) >= 20 for name in ("table2", "table3", "fig1"))
+
+
+def test_the_search_among_many_labels_is_cut_short_on_two_cores():
+    def searches(name):
+        cells = ARTEFACTS[name].cells(scale("cpu", "somewhere"))
+        return {c.settings["steps"] for c in cells if c.defence == "neural_cleanse"}
+
+    assert (searches("table2"), searches("table3")) == ({200}, {100})
 
 
 def test_the_page_in_the_repository_is_in_step_with_its_rows():

@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="smoke")
     parser.add_argument("--data", type=Path, help="the folder that the data sets lie in; not for smoke")
     parser.add_argument("--attacks", nargs="+", default=STATIC)
-    parser.add_argument("--model", choices=["wrn-16-1", "preactresnet-18"], help="of all victims, not the paper's")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--model", choices=["wrn-16-1", "preactresnet-18"], help="of all victims, not the paper's")
+    group.add_argument("--brief", action="store_true", help="victims of a quarter of the steps, as in Figs. 1 and 4")
     parser.add_argument("--radii", nargs="+", type=float, default=RADII, help="L2, in units of the pixel range")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--store", type=Path, default=Path("art-aft-grid"), help="for models and finished cells")
@@ -64,6 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     at = scale(options.scale, options.data)
     victims = {"model": options.model, "recipe": at.recipes[options.model]} if options.model else {}
+    victims["one_of_many"] = options.brief
     groups = [cells(at, at.infection(attack, **victims), options.radii, options.rates) for attack in options.attacks]
     rows = run_grid([cell for group in groups for cell in group], options.store, n_jobs=options.jobs, verbose=True)
     width = len(groups[0])
