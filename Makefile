@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint smoke
 
 demo: $(VENV)/installed
 	$(BIN)/art-aft demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+smoke: $(VENV)/installed
+	rm -rf build/smoke
+	$(BIN)/art-aft reproduce all --scale smoke --store build/smoke/grid --output build/smoke/results --jobs 2 --quiet
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

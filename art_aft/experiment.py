@@ -14,6 +14,7 @@ from art_aft.defences import DEFENCES
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, Row, Scene, environment, plant
 from art_aft.metrics import evaluate, target_share
+from art_aft.scan import BackdoorScan
 from art_aft.training import Recipe
 
 __all__ = ["Infection", "Row", "Scene", "adversarial_examples", "defend", "demo", "environment", "measure", "plant"]
@@ -91,7 +92,7 @@ DEMO_DEFENCES: Mapping[str, Mapping[str, Any]] = {
 
 def demo(seed: int, *, verbose: bool = False, watch: Callable[[Scene, list[Row]], None] | None = None) -> Iterator[Row]:
     """
-    Plant three backdoors in digit classifiers, and fight each with every defence of the demonstration.
+    Plant three backdoors in digit classifiers, look for each, and fight it with every defence of the demonstration.
 
     :param seed: The seed of everything.
     :param verbose: Whether to show progress bars.
@@ -102,7 +103,14 @@ def demo(seed: int, *, verbose: bool = False, watch: Callable[[Scene, list[Row]]
         recipe = Recipe(**{**asdict(DEMO_VICTIM), "seed": seed})
         scene = plant(Infection(attack=attack, recipe=recipe, seed=seed), verbose=verbose)
         rows = [measure(scene, scene.classifier, defence="none", settings={}, seconds=scene.seconds, eps=DEMO_EPS)]
-        yield rows[-1]
+        found = BackdoorScan(scene.classifier, effort="first_alarm", seed=seed)(scene.x_clean, scene.y_clean)
+        rows[0]["scan"] = {
+            "verdict": found.verdict,
+            "targets": list(found.targets),
+            "score": found.score,
+            "seconds": round(found.seconds, 3),
+        }
+        yield rows[0]
         for name, settings in DEMO_DEFENCES.items():
             purified, used, seconds = defend(scene, name, verbose=verbose, seed=seed, **settings)
             rows.append(measure(scene, purified, defence=name, settings=used, seconds=seconds, eps=DEMO_EPS))

@@ -62,7 +62,7 @@ def text_table(rows: Sequence[Row]) -> str:
     Return rows as a plain text table, in percent.
 
     :param rows: Result rows, ordered by attack.
-    :return: One line a row, with a blank line between attacks.
+    :return: One line a row, with a blank line between attacks; and what a scan said of the row's model, if one did.
     """
     lines = [
         f"{'attack':<9} {'model':<14} {'ACC':>6} {'ASR':>6} {'RA':>6} {'adv->target':>12} {'seconds':>8}",
@@ -76,6 +76,10 @@ def text_table(rows: Sequence[Row]) -> str:
             f"{row['attack']:<9} {_title(row):<14} {shares[0]:6.1f} {shares[1]:6.1f} {shares[2]:6.1f} "
             f"{shares[3]:12.1f} {row['seconds']:8.1f}"
         )
+        if "scan" in row:
+            scan = row["scan"]
+            labels = f", label {', '.join(map(str, scan['targets']))}" if scan["targets"] else ""
+            lines.append(f"{row['attack']:<9} {'scan':<14} {scan['verdict'] + labels:<34} {scan['seconds']:8.1f}")
     return "\n".join(lines)
 
 
@@ -154,19 +158,21 @@ def scan_picture(report: ScanReport, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * (len(report.signs) + 1), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(report.signs) + 1)
+    panels = len(report.signs) + (report.label_matrix is not None)
+    figure = Figure(figsize=(3.2 * panels, 3.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis, sign in zip(axes, report.signs, strict=False):
-        first = 1 if sign.kind == "shift" else 0
+        first = int(sign.relative)
         places = range(first, first + len(sign.values))
         colours = ["tab:red" if sign.alarms >= 1 and place == sign.label else "tab:grey" for place in places]
         axis.bar(places, [value if np.isfinite(value) else 0 for value in sign.values], color=colours)
-        axis.set_title(f"{sign.kind}: {sign.alarms:.2f} of an alarm\n{sign.where}", fontsize=10)
+        axis.set_title(f"{sign.kind.replace('_', ' ')}: {sign.alarms:.2f} of an alarm\n{sign.where}", fontsize=10)
         axis.set_xlabel("shift of the label" if first else "label")
-    axes[-1].imshow(report.label_matrix, cmap="viridis", vmin=0, vmax=1)
-    axes[-1].set_title("labels of adversarial examples", fontsize=10)
-    axes[-1].set_xlabel("predicted label")
-    axes[-1].set_ylabel("true label")
+    if report.label_matrix is not None:
+        axes[-1].imshow(report.label_matrix, cmap="viridis", vmin=0, vmax=1)
+        axes[-1].set_title("labels of adversarial examples", fontsize=10)
+        axes[-1].set_xlabel("predicted label")
+        axes[-1].set_ylabel("true label")
     figure.suptitle(report.verdict)
     figure.savefig(path, dpi=110)
 

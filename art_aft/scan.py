@@ -21,13 +21,16 @@ from art_aft.universal import carried, default_eps, universal_perturbations
 
 #: From which strength on a sign alone raises an alarm. Set on eight digits models of seed 0, infected and clean; see
 #: `examples/results/scan_digits.json` for what others then gave.
-ALARMS = {"shared": 0.5, "labels": 0.25, "shift": 0.2, "size": 0.5}
+ALARMS = {"shared": 0.5, "shared_shift": 0.25, "labels": 0.25, "shift": 0.2, "size": 0.5}
 
 # The balls, in multiples of `default_eps`. The shared perturbations' grow until they carry a quarter of the images to
 # an ordinary label: beyond that an infected classifier is nothing special.
-_SHARED = (0.5, 1.0, 2.0, 4.0)
+_SHARED = {"shared": (0.5, 1.0, 2.0, 4.0), "shared_shift": (1.0, 2.0, 4.0)}
 _ORDINARY = 0.25
 _PER_IMAGE = ((2, 1.0), (2, 2.0), (2, 4.0), (np.inf, 1.0), (np.inf, 2.0), (np.inf, 4.0))
+
+#: How much is looked at; see `BackdoorScan`.
+EFFORTS = ("first_alarm", "cheap", "if_needed", "all")
 
 # Below it, where images fall says more about a bad classifier than about a backdoor.
 _LEAST_ACCURACY = 0.5
@@ -41,9 +44,9 @@ class Sign:
     """
     One kind of evidence.
 
-    :param kind: "shared", "labels", "shift" or "size".
+    :param kind: "shared", "shared_shift", "labels", "shift" or "size".
     :param strength: How far the first hypothesis is ahead of the second, in [0, 1].
-    :param label: The label that it speaks against; for "shift" the number that is added to the true label.
+    :param label: The label that it speaks against; for the shifts the number that is added to the true label.
     :param where: At which perturbation it was strongest.
     :param values: The number behind it for each label (or shift, from 1), of shape (K,) or (K - 1,).
     """
@@ -53,6 +56,11 @@ class Sign:
     label: int
     where: str
     values: tuple[float, ...]
+
+    @property
+    def relative(self) -> bool:
+        """Whether it speaks of shifts of the label, and so of an all-to-all backdoor."""
+        return self.kind in ("shift", "shared_shift")
 
     @property
     def alarms(self) -> float:
@@ -73,7 +81,7 @@ class ScanReport:
     :param false_alarm_rate: How often a clean classifier has this score or more, by the reference; None without one.
     :param signs: All the evidence.
     :param label_matrix: The labels of the untargeted adversarial examples at the largest L-infinity ball: shares of
-        shape (K, K), row = true label.
+        shape (K, K), row = true label; None where they were not looked at.
     :param notes: Why the evidence is weak, where it is.
     :param seconds: How long it took.
     """
@@ -84,7 +92,7 @@ class ScanReport:
     score: float
     false_alarm_rate: float | None
     signs: tuple[Sign, ...]
-    label_matrix: np.ndarray = field(repr=False)
+    label_matrix: np.ndarray | None = field(repr=False)
     notes: tuple[str, ...]
     seconds: float
 
@@ -96,16 +104,17 @@ class BackdoorScan:
     "shared": one perturbation for all images, towards each label, in balls that grow. An infected classifier gives way
     to the one towards its attacker's label first. "labels": untargeted adversarial examples, one an image; they fall on
     the attacker's label (the paper's Figs. 1 and 4). "shift": the same examples fall on the label that lies a fixed
-    number after their own, as all-to-all backdoors want. "size": the reversed trigger of one label is much smaller than
-    any other's (Neural Cleanse). Each sign's strength is the lead of the first hypothesis over the second.
+    number after their own, as all-to-all backdoors want. "shared_shift": one perturbation for all images, towards the
+    label a fixed number after their own. "size": the reversed trigger of one label is much smaller than any other's
+    (Neural Cleanse). Each sign's strength is the lead of the first hypothesis over the second.
 
     A backdoor without any of these signs is not seen: "clean" means that nothing was found.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Sections III and V)
 
     :param classifier: The classifier; it stays as it is.
-    :param trigger_size: Whether the last sign, which costs most, is looked at: "if_needed" (where the others raise no
-        alarm), "always" or "never".
+    :param effort: Which signs are looked at: "all"; "if_needed", the last two, which cost most, only where the others
+        raise no alarm; "cheap", the others alone; or "first_alarm", no more after the first that raises one.
     :param reference: Scores of classifiers that are known to be clean, for `false_alarm_rate`.
     :param max_images: How many images are used, drawn at random.
     :param recipe: How triggers are reversed.
@@ -120,7 +129,7 @@ class BackdoorScan:
         self,
         classifier: PyTorchClassifier,
         *,
-        trigger_size: str = "if_needed",
+        effort: str = "if_needed",
         reference: Sequence[float] = (),
         max_images: int = 1000,
         recipe: InversionRecipe | None = None,
@@ -130,7 +139,7 @@ class BackdoorScan:
     ) -> None:
         self._clip_values = check_classifier("classifier", classifier)
         self.classifier = classifier
-        self.trigger_size = check_choice("trigger_size", trigger_size, ("if_needed", "always", "never"))
+        self.effort = check_choice("effort", effort, EFFORTS)
         self.reference = tuple(check_number("reference", score, minimum=0.0) for score in reference)
         self.max_images = check_integer("max_images", max_images, 1)
         self.precision = check_choice("precision", precision, PRECISIONS)
@@ -154,13 +163,7 @@ class BackdoorScan:
         poor = right.mean() < _LEAST_ACCURACY
         if right.any():
             x, y = x[right], y[right]
-        signs = [self._shared(x, y)]
-        per_image, matrix = self._per_image(x, y)
-        signs += per_image
-        if self.trigger_size == "always" or (
-            self.trigger_size == "if_needed" and max(sign.alarms for sign in signs) < 1
-        ):
-            signs += self._size(x)
+        signs, matrix = self._signs(x, y)
         strongest = max(signs, key=lambda sign: sign.alarms)
         verdict = "infected" if strongest.alarms >= 1 else "clean"
         if poor or (verdict == "clean" and (notes or strongest.alarms >= _DOUBT)):
@@ -180,6 +183,25 @@ class BackdoorScan:
             time.perf_counter() - start,
         )
 
+    def _signs(self, x: np.ndarray, y: np.ndarray) -> tuple[list[Sign], np.ndarray | None]:
+        """Return the evidence, as much as the effort asks for, and the labels of adversarial examples."""
+        signs = [self._shared("shared", x, y)]
+        if self._enough(signs, "first_alarm"):
+            return signs, None
+        per_image, matrix = self._per_image(x, y)
+        signs += per_image
+        if self.effort == "cheap" or self._enough(signs, "first_alarm", "if_needed"):
+            return signs, matrix
+        if self.classifier.nb_classes > 2:  # all-to-all is else the same as to change every label
+            signs.append(self._shared("shared_shift", x, y))
+        if not self._enough(signs, "first_alarm", "if_needed"):
+            signs.append(self._size(x))
+        return signs, matrix
+
+    def _enough(self, signs: Sequence[Sign], *efforts: str) -> bool:
+        """Return whether one of the signs raises an alarm, and the effort is one that then ends."""
+        return self.effort in efforts and max(sign.alarms for sign in signs) >= 1
+
     def _weaknesses(self, y: np.ndarray, right: np.ndarray) -> list[str]:
         """Return why nothing found would mean little."""
         nb_classes = self.classifier.nb_classes
@@ -192,18 +214,27 @@ class BackdoorScan:
             notes.append(f"the classifier gets only {100 * right.mean():.0f} % of the images right")
         return notes
 
-    def _shared(self, x: np.ndarray, y: np.ndarray) -> Sign:
-        """Return how far one label's perturbation carries more images than any other's."""
-        labels = range(self.classifier.nb_classes)
+    def _shared(self, kind: str, x: np.ndarray, y: np.ndarray) -> Sign:
+        """Return how far one label's, or one shift's, perturbation carries more images than any other's."""
+        relative = kind == "shared_shift"
+        labels = range(int(relative), self.classifier.nb_classes)
         signs = []
-        for multiple in _SHARED:
+        for multiple in _SHARED[kind]:
             eps = multiple * default_eps(2, self.classifier.input_shape, self._clip_values)
             found = universal_perturbations(
-                self.classifier, x, y, eps=eps, precision=self.precision, seed=self.seed, verbose=self.verbose
+                self.classifier,
+                x,
+                y,
+                eps=eps,
+                labels=labels,
+                relative=relative,
+                precision=self.precision,
+                seed=self.seed,
+                verbose=self.verbose,
             )
-            shares = carried(self.classifier, x, y, found, labels)
-            signs.append(_lead("shared", shares, f"L2 {eps:.3g}"))
-            if np.median(shares) > _ORDINARY:
+            shares = carried(self.classifier, x, y, found, labels, relative=relative)
+            signs.append(_lead(kind, shares, f"L2 {eps:.3g}", first_label=labels[0]))
+            if np.median(shares) > _ORDINARY or self._enough(signs, "first_alarm"):
                 break
         return max(signs, key=lambda sign: sign.strength)
 
@@ -230,23 +261,22 @@ class BackdoorScan:
         if nb_classes == 2:  # all-to-all is then the same as to change every label
             return
         counts = np.bincount((fallen - y) % nb_classes, minlength=nb_classes)[1:]
-        shift = _lead("shift", counts / len(y), where)
-        yield Sign(shift.kind, shift.strength, shift.label + 1, shift.where, shift.values)
+        yield _lead("shift", counts / len(y), where, first_label=1)
 
-    def _size(self, x: np.ndarray) -> Iterator[Sign]:
+    def _size(self, x: np.ndarray) -> Sign:
         """Return by how much the smallest reversed trigger is smaller than the next."""
         found = invert_triggers(self.classifier, x, self.recipe, verbose=self.verbose)
         norms = np.where(found.success >= 0.9, found.norms, np.inf)
         first, second = np.sort(norms)[:2]
         strength = 1 - first / second if np.isfinite(second) else float(np.isfinite(first))
-        yield Sign("size", float(strength), int(norms.argmin()), "reversed triggers", tuple(norms.tolist()))
+        return Sign("size", float(strength), int(norms.argmin()), "reversed triggers", tuple(norms.tolist()))
 
     def _accused(self, signs: Sequence[Sign], strongest: Sign) -> tuple[str, tuple[int, ...]]:
         """Return the kind of the backdoor, and the attacker's label or labels."""
         nb_classes = self.classifier.nb_classes
-        if strongest.kind == "shift":
+        if strongest.relative:
             return "all-to-all", tuple((label + strongest.label) % nb_classes for label in range(nb_classes))
-        loud = sorted((s for s in signs if s.kind != "shift" and s.alarms >= 1), key=lambda s: -s.alarms)
+        loud = sorted((s for s in signs if not s.relative and s.alarms >= 1), key=lambda s: -s.alarms)
         return "all-to-one", tuple(dict.fromkeys(sign.label for sign in loud))
 
     def _false_alarm_rate(self, score: float) -> float | None:
@@ -256,6 +286,6 @@ class BackdoorScan:
         return (1 + sum(other >= score for other in self.reference)) / (1 + len(self.reference))
 
 
-def _lead(kind: str, values: np.ndarray, where: str) -> Sign:
+def _lead(kind: str, values: np.ndarray, where: str, first_label: int = 0) -> Sign:
     second, first = np.sort(values)[-2:]
-    return Sign(kind, float(first - second), int(values.argmax()), where, tuple(values.tolist()))
+    return Sign(kind, float(first - second), first_label + int(values.argmax()), where, tuple(values.tolist()))

@@ -10,7 +10,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
-from art_aft.checks import check_choice, check_clip_values, check_integer, check_number
+from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import check_data, predict_labels
 from art_aft.devices import PRECISIONS
 from art_aft.pixel_module import borrow
@@ -46,6 +46,7 @@ def universal_perturbations(
     batch_size: int = 125,
     num_random_init: int = 0,
     labels: Sequence[int] | None = None,
+    relative: bool = False,
     precision: str = "auto",
     seed: int = 0,
     verbose: bool = False,
@@ -55,7 +56,8 @@ def universal_perturbations(
     cross entropy with l over a ball (eq. 14, one r for every instance).
 
     All labels share each pass through the classifier, which stays as it is. An infected classifier gives way to the
-    perturbation towards its attacker's label first: `carried` measures that.
+    perturbation towards its attacker's label first: `carried` measures that. With `relative`, each r leads the images
+    of every label y to the label y + l, as an all-to-all trigger does.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Section V)
 
@@ -69,7 +71,8 @@ def universal_perturbations(
     :param batch_size: Images a step, for each label; a step goes through the images where the last one ended.
     :param num_random_init: Random starting points, of which the one that ends with the lowest loss on the images
         counts; 0 starts once, at no perturbation.
-    :param labels: The labels l; None is all of them.
+    :param labels: The labels l; None is all of them (with `relative`, all but 0).
+    :param relative: Whether l is added to each image's own label, modulo the number of labels.
     :param precision: "auto", "float32" or "bfloat16".
     :param seed: The seed of order and starting points.
     :param verbose: Whether to show a progress bar.
@@ -88,10 +91,12 @@ def universal_perturbations(
     check_integer("num_random_init", num_random_init, 0)
     check_choice("precision", precision, PRECISIONS)
     check_integer("seed", seed, 0)
-    chosen = list(range(classifier.nb_classes)) if labels is None else list(labels)
+    least = int(check_flag("relative", relative))
+    chosen = list(range(least, classifier.nb_classes)) if labels is None else list(labels)
     for label in chosen:
-        if check_integer("labels", label, 0) >= classifier.nb_classes:
+        if check_integer("labels", label, least) >= classifier.nb_classes:
             raise ValueError(f"labels: got {label}, expected labels below {classifier.nb_classes}")
+    modulo = classifier.nb_classes if relative else None
     together = max(1, _MEMORY // (batch_size * int(np.prod(x.shape[1:]))))
     found = []
     with (
@@ -102,7 +107,7 @@ def universal_perturbations(
         module.eval()
         data = torch.from_numpy(x), torch.from_numpy(y).to(classifier.device)
         radius, step = eps / (high - low), eps_step / (high - low)
-        search = _Search(module, *data, (low, high), norm, radius, step, max_iter, batch_size)
+        search = _Search(module, *data, (low, high), norm, radius, step, max_iter, batch_size, modulo)
         for start in range(0, len(chosen), together):
             group = torch.tensor(chosen[start : start + together], device=classifier.device)
             best, best_loss = search(group, random_start=num_random_init > 0)
@@ -129,6 +134,7 @@ class _Search:
     eps_step: float
     max_iter: int
     batch_size: int
+    modulo: int | None = None
 
     def _pixels(self, index: torch.Tensor) -> torch.Tensor:
         low, high = self.clip_values
@@ -153,9 +159,9 @@ class _Search:
             r.requires_grad_(True)
             shown = (self._pixels(index) + r[:, None]).clamp(0, 1)
             logits = self.module(shown.flatten(0, 1))
-            wanted = labels.repeat_interleave(size)
-            each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").view(len(labels), size)
-            others = (y[index] != labels[:, None]).float()
+            wanted = _wanted(labels[:, None], y[index], self.modulo)
+            each = torch.nn.functional.cross_entropy(logits, wanted.flatten(), reduction="none").view(wanted.shape)
+            others = (y[index] != wanted).float()
             loss = (each * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
             (gradient,) = torch.autograd.grad(loss.sum(), r)
             with torch.no_grad():
@@ -174,8 +180,19 @@ class _Search:
         return r.clamp(-self.eps, self.eps)
 
 
+def _wanted(labels: torch.Tensor, y: torch.Tensor, modulo: int | None) -> torch.Tensor:
+    """Return where images of the labels y, of shape (N,), are led, for labels of shape (K, 1): of shape (K, N)."""
+    return labels.expand(-1, len(y)) if modulo is None else (y + labels) % modulo
+
+
 def carried(
-    classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, perturbations: np.ndarray, labels: Sequence[int]
+    classifier: PyTorchClassifier,
+    x: np.ndarray,
+    y: np.ndarray,
+    perturbations: np.ndarray,
+    labels: Sequence[int],
+    *,
+    relative: bool = False,
 ) -> np.ndarray:
     """
     Return which share of the images of other labels each perturbation leads to its label.
@@ -185,14 +202,15 @@ def carried(
     :param y: Their labels, as indices or one-hot.
     :param perturbations: Of shape (K, *input_shape).
     :param labels: The label of each perturbation.
+    :param relative: Whether that is added to each image's own label, modulo the number of labels.
     :return: Shares in [0, 1], of shape (K,).
     """
     x, y = check_data(classifier, x, y)
     low, high = check_clip_values("clip_values", classifier.clip_values)
     shares = []
     for label, r in zip(labels, perturbations, strict=True):
-        others = to_float(x[y != label], (low, high))
-        shares.append(
-            np.mean(predict_labels(classifier, np.clip(others + r, low, high)) == label) if len(others) else 0
-        )
+        wanted = (y + label) % classifier.nb_classes if relative else np.full_like(y, label)
+        others = y != wanted
+        shown = np.clip(to_float(x[others], (low, high)) + r, low, high)
+        shares.append(np.mean(predict_labels(classifier, shown) == wanted[others]) if others.any() else 0)
     return np.array(shares, dtype=float)

@@ -95,6 +95,7 @@ def test_the_scans_summary_counts_alarms_and_orders_models():
     # Of nine pairs, 1.1 wins two, 2.0 three, 0.2 one.
     assert lines["sig"]["auroc_score"] == pytest.approx(6 / 9)
     assert lines["sig"]["auroc_size"] == pytest.approx(1 / 2)
+    assert "auroc_shared_shift" not in lines["sig"]  # nobody looked at it
     assert lines["all infected"]["auroc_score"] == lines["sig"]["auroc_score"]
 
 

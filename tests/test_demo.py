@@ -49,6 +49,16 @@ def test_the_backdoors_work_before_and_are_gone_after_aft(rows):
             assert row["acc"] >= 0.90
 
 
+def test_the_scan_names_the_attackers_label(rows, demo):
+    for row in rows:
+        if row["defence"] == "none":
+            assert (row["scan"]["verdict"], row["scan"]["targets"]) == ("infected", [0])
+            assert row["scan"]["score"] >= 1
+        else:
+            assert "scan" not in row
+    assert len(re.findall(r"^(?:badnets|blend|sig) +scan +infected, label 0 +[\d.]+$", demo[1], re.M)) == 3
+
+
 def test_adversarial_examples_of_the_infected_blend_and_sig_models_fall_on_the_target(rows):
     share = {(row["attack"], row["defence"]): row["adversarial_target_share"] for row in rows}
     for attack in ("blend", "sig"):

@@ -17,7 +17,7 @@ from conftest import (
     untouched,
 )
 
-from art_aft import BackdoorScan, cli, storage
+from art_aft import BackdoorScan, cli, scan, storage
 from art_aft.classifier import build_classifier, predict_labels
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, plant
@@ -41,7 +41,22 @@ def recognised(infected):
 
 @pytest.fixture(scope="module")
 def scanned(infected):
-    return BackdoorScan(infected.classifier, trigger_size="always", recipe=QUICK)(infected.x, infected.y)
+    return BackdoorScan(infected.classifier, effort="all", recipe=QUICK)(infected.x, infected.y)
+
+
+def scan_of(infection):
+    scene = plant(infection)
+    return BackdoorScan(scene.classifier, effort="all", recipe=QUICK)(scene.x_clean, scene.y_clean)
+
+
+@pytest.fixture(scope="module")
+def benign():
+    return scan_of(Infection("badnets", rate=0.0, recipe=RECIPES["digits"]))
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    return scan_of(Infection("badnets", labels="all-to-all", recipe=RECIPES["digits"]))
 
 
 class TestOnDigits:
@@ -52,20 +67,37 @@ class TestOnDigits:
         assert scanned.score >= 1
         assert scanned.notes == ()
 
-    def test_nothing_is_found_in_the_same_model_without_one(self):
-        scene = plant(Infection("badnets", rate=0.0, recipe=RECIPES["digits"]))
-        report = BackdoorScan(scene.classifier, recipe=QUICK)(scene.x_clean, scene.y_clean)
-        assert report.verdict != "infected"
-        assert (report.kind, report.targets) == (None, ())
-        assert report.score < 1
+    def test_nothing_is_found_in_the_same_model_without_one(self, benign):
+        assert benign.verdict != "infected"
+        assert (benign.kind, benign.targets) == (None, ())
+        assert benign.score < 1
 
-    def test_an_all_to_all_backdoor_is_named_with_its_shift(self):
-        scene = plant(Infection("sig", labels="all-to-all", recipe=RECIPES["digits"]))
-        report = BackdoorScan(scene.classifier, trigger_size="never")(scene.x_clean, scene.y_clean)
-        assert report.verdict == "infected"
-        assert report.kind == "all-to-all"
-        assert report.targets == tuple((label + 1) % 10 for label in range(10))
-        assert signs(report)["shift"].label == 1
+    def test_an_all_to_all_backdoor_is_named_with_its_shift(self, shifted):
+        assert shifted.verdict == "infected"
+        assert shifted.kind == "all-to-all"
+        assert shifted.targets == tuple((label + 1) % 10 for label in range(10))
+
+    def test_adversarial_examples_fall_on_the_next_label_and_one_perturbation_moves_all_there(self, shifted, benign):
+        for kind in ("shift", "shared_shift"):
+            assert (signs(shifted)[kind].label, signs(shifted)[kind].relative) == (1, True)
+            assert signs(shifted)[kind].alarms >= 1
+            assert signs(benign)[kind].alarms < 1
+
+    def test_the_effort_says_which_signs_are_looked_at(self, infected):
+        cheap = ["shared", "labels", "shift"]
+        # It alarms at the first sign; so the dear ones are not needed, and the first may be enough.
+        for effort, kinds in (("first_alarm", ["shared"]), ("cheap", cheap), ("if_needed", cheap)):
+            report = BackdoorScan(infected.classifier, effort=effort)(infected.x, infected.y)
+            assert [sign.kind for sign in report.signs] == kinds
+            assert (report.verdict, report.targets[0]) == ("infected", 0)
+            assert (report.label_matrix is None) == (effort == "first_alarm")
+
+    def test_without_an_alarm_the_dear_signs_are_needed(self, monkeypatch):
+        monkeypatch.setattr(scan, "ALARMS", dict.fromkeys(ALARMS, 10.0))  # a strength is 1 at most
+        x, y = tiny_data(24)
+        for effort in ("first_alarm", "if_needed", "all"):
+            report = BackdoorScan(tiny_classifier(), effort=effort, recipe=QUICK)(x, y)
+            assert [sign.kind for sign in report.signs] == ["shared", "labels", "shift", "shared_shift", "size"]
 
     def test_the_numbers_are_those_of_the_perturbations_themselves(self, infected, scanned):
         sign = signs(scanned)["shared"]
@@ -90,7 +122,7 @@ class TestOnDigits:
     def test_one_hot_and_8bit_data_are_taken(self, infected, scanned):
         one_hot = np.eye(10, dtype=np.float32)[infected.y]
         eightbit = np.rint(infected.x * 255).astype(np.uint8)
-        report = BackdoorScan(infected.classifier, trigger_size="never")(eightbit, one_hot)
+        report = BackdoorScan(infected.classifier, effort="cheap")(eightbit, one_hot)
         assert (report.verdict, report.targets[0]) == ("infected", 0)
         assert "size" not in signs(report)
 
@@ -110,7 +142,7 @@ class TestHypotheses:
             x[y == label, :, 3 * label : 3 * label + 3, 1:] = 0.9
         classifier = linear_classifier(weights)
         assert (predict_labels(classifier, x) == y).all()
-        report = BackdoorScan(classifier, trigger_size="never", precision="float32")(x, y)
+        report = BackdoorScan(classifier, effort="cheap", precision="float32")(x, y)
         assert (report.verdict, report.kind, report.targets) == ("infected", "all-to-one", (2,))
 
     @pytest.mark.parametrize("shift", [1, 2, 3])
@@ -128,7 +160,7 @@ class TestHypotheses:
         y = np.arange(40) % 4
         classifier = linear_classifier(weights.reshape(4, *SHAPE))
         assert (predict_labels(classifier, x) == y).all()
-        found = signs(BackdoorScan(classifier, trigger_size="never", precision="float32")(x, y))["shift"]
+        found = signs(BackdoorScan(classifier, effort="cheap", precision="float32")(x, y))["shift"]
         assert found.label == shift
         assert found.strength > ALARMS["shift"]
 
@@ -141,24 +173,24 @@ class TestHypotheses:
 class TestDoubt:
     def test_few_images_are_too_few(self, infected):
         few = np.concatenate([np.flatnonzero(infected.y == label)[:2] for label in range(10)])
-        report = BackdoorScan(infected.classifier, trigger_size="never")(infected.x[few], infected.y[few])
+        report = BackdoorScan(infected.classifier, effort="cheap")(infected.x[few], infected.y[few])
         assert any("20 images" in note for note in report.notes)
 
     def test_a_clean_verdict_on_weak_evidence_is_none(self):
         classifier = tiny_classifier()
         x, y = tiny_data(60)
-        report = BackdoorScan(classifier, trigger_size="never")(x, y)
+        report = BackdoorScan(classifier, effort="cheap")(x, y)
         assert any("right" in note for note in report.notes)
         assert report.verdict == "cannot tell"
 
     def test_missing_classes_are_noted(self, infected):
         some = infected.y < 7
-        report = BackdoorScan(infected.classifier, trigger_size="never")(infected.x[some], infected.y[some])
+        report = BackdoorScan(infected.classifier, effort="cheap")(infected.x[some], infected.y[some])
         assert any("7 of 10" in note for note in report.notes)
 
     def test_without_a_reference_there_is_no_rate_and_with_one_it_counts(self):
         x, y = tiny_data(24)
-        scan = BackdoorScan(tiny_classifier(), trigger_size="never")
+        scan = BackdoorScan(tiny_classifier(), effort="cheap")
         assert scan(x, y).false_alarm_rate is None
         scan.reference = (-1.0,) * 19
         assert scan(x, y).false_alarm_rate == pytest.approx(1 / 20)
@@ -169,13 +201,13 @@ class TestDoubt:
 class TestManners:
     def test_twice_is_the_same(self):
         x, y = tiny_data(40)
-        first, second = (BackdoorScan(tiny_classifier(), trigger_size="always", seed=3)(x, y) for _ in range(2))
+        first, second = (BackdoorScan(tiny_classifier(), effort="all", seed=3)(x, y) for _ in range(2))
         assert first.signs == second.signs
 
     @pytest.mark.parametrize("encoding", ENCODINGS)
     def test_every_encoding_of_pixels_gives_the_same_answer(self, encoding):
         x, y = tiny_data(40)
-        settings = {"trigger_size": "never", "precision": "float32"}
+        settings = {"effort": "cheap", "precision": "float32"}
         plain = BackdoorScan(tiny_classifier(), **settings)(x, y)
         other = encoded(encoding, TinyNet(), SHAPE, NB_CLASSES)
         report = BackdoorScan(other.classifier, **settings)(other.encode(x), y)
@@ -191,19 +223,19 @@ class TestManners:
     def test_two_classes_have_no_shift(self):
         classifier = tiny_classifier(nb_classes=2)
         x, y = tiny_data(24, nb_classes=2)
-        assert "shift" not in signs(BackdoorScan(classifier, trigger_size="never")(x, y))
+        assert not any(sign.relative for sign in BackdoorScan(classifier, effort="cheap")(x, y).signs)
 
     def test_at_most_so_many_images_are_used(self, infected, monkeypatch):
         seen = []
         plain = TorchAttacksPGD.generate
         monkeypatch.setattr(TorchAttacksPGD, "generate", lambda self, x, y: seen.append(len(x)) or plain(self, x, y))
-        BackdoorScan(infected.classifier, trigger_size="never", max_images=50)(infected.x, infected.y)
+        BackdoorScan(infected.classifier, effort="cheap", max_images=50)(infected.x, infected.y)
         assert set(seen) == {50}
 
     @pytest.mark.parametrize(
         ("settings", "error"),
         [
-            ({"trigger_size": "sometimes"}, ValueError),
+            ({"effort": "sometimes"}, ValueError),
             ({"max_images": 0}, ValueError),
             ({"reference": [-1.0]}, ValueError),
             ({"reference": ["high"]}, TypeError),
@@ -246,7 +278,7 @@ class TestFromTheShell:
     def test_a_model_that_knows_nothing_is_status_2(self, data, tmp_path, capsys):
         fresh = build_classifier("wrn-10-1", input_shape=(1, 16, 16), nb_classes=10)
         storage.save(tmp_path / "fresh", fresh, "wrn-10-1")
-        arguments = ["scan", str(tmp_path / "fresh"), "--data", str(data), "--trigger-size", "never", "--quiet"]
+        arguments = ["scan", str(tmp_path / "fresh"), "--data", str(data), "--effort", "cheap", "--quiet"]
         assert cli.main(arguments) == 2
         assert "cannot tell" in capsys.readouterr().out
 

@@ -58,6 +58,19 @@ class TestSearch:
             gradient = ((p - np.eye(3)[label]) @ flat)[y != label].mean(axis=0)
             np.testing.assert_allclose(r[label].ravel(), -0.1 * gradient / np.linalg.norm(gradient), atol=1e-5)
 
+    def test_and_the_mean_gradient_towards_the_next_labels_where_they_are_relative(self):
+        weights = RNG.normal(size=(3, *SHAPE)).astype(np.float32) / 10
+        x, y = RNG.uniform(0.4, 0.6, (30, *SHAPE)).astype(np.float32), np.arange(30) % 3
+        settings = {"eps": 1.0, "eps_step": 0.1, "max_iter": 1, "batch_size": 30, "precision": "float32"}
+        r = universal_perturbations(linear_classifier(weights), x, y, relative=True, **settings)
+        assert r.shape == (2, *SHAPE)
+        flat, pixels = weights.reshape(3, -1).astype(float), x.reshape(30, -1).astype(float)
+        logits = pixels @ flat.T
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        for shift in (1, 2):
+            gradient = ((p - np.eye(3)[(y + shift) % 3]) @ flat).mean(axis=0)
+            np.testing.assert_allclose(r[shift - 1].ravel(), -0.1 * gradient / np.linalg.norm(gradient), atol=1e-5)
+
     @pytest.mark.parametrize("random", [0, 2])
     @pytest.mark.parametrize("norm", [2, np.inf])
     def test_it_stays_in_the_ball(self, norm, random):
@@ -118,6 +131,7 @@ class TestSearch:
             ({"eps_step": -1}, "eps_step: got -1"),
             ({"max_iter": 0}, "max_iter: got 0"),
             ({"labels": [9]}, "labels: got 9"),
+            ({"labels": [0], "relative": True}, "labels: got 0"),
             ({"num_random_init": -1}, "num_random_init: got -1"),
         ],
     )
@@ -140,6 +154,15 @@ def test_carried_counts_images_of_other_labels(two_classes):
         logits = (x[y != label] + r[label]).reshape(30, -1) @ weights.reshape(2, -1).T
         expected.append(np.mean(logits.argmax(axis=1) == label))
     np.testing.assert_allclose(carried(classifier, x, y, r, [0, 1]), expected)
+
+
+def test_carried_counts_images_of_all_labels_where_they_are_relative():
+    weights = RNG.normal(size=(3, *SHAPE)).astype(np.float32)
+    x, y = RNG.uniform(0.4, 0.6, (30, *SHAPE)).astype(np.float32), np.arange(30) % 3
+    r = RNG.normal(size=(2, *SHAPE)).astype(np.float32) / 5
+    predicted = [(np.clip(x + each, 0, 1).reshape(30, -1) @ weights.reshape(3, -1).T).argmax(axis=1) for each in r]
+    expected = [np.mean((predicted[shift - 1] - y) % 3 == shift) for shift in (1, 2)]
+    np.testing.assert_allclose(carried(linear_classifier(weights), x, y, r, [1, 2], relative=True), expected, atol=1e-9)
 
 
 class TestSharedAdversary:

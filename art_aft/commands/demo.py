@@ -16,6 +16,7 @@ ACC  clean test images that get their true label
 ASR  triggered test images of other classes that get the attacker's label
 RA   triggered test images of other classes that get their true label
 adv->target  adversarial examples of other classes that fall on the attacker's label (the paper's observation)
+scan  what `art-aft scan` says of the model "before", from the same clean images
 All in percent. All five defences had the same 120 clean images, 20 passes over them at the same learning rate, and
 knew nothing of the trigger."""
 
@@ -23,7 +24,7 @@ knew nothing of the trigger."""
 def add(commands: Any) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "demo", help="plant three backdoors in a digit classifier, fight them, show a table and a picture"
+        "demo", help="plant three backdoors in a digit classifier, find and fight them, show a table and a picture"
     )
     command.add_argument("--seed", type=int, default=0, help="the seed of everything (default: %(default)s)")
     command.add_argument(

@@ -11,7 +11,7 @@ from typing import Any
 from art_aft.commands.options import add_model, read_model
 from art_aft.infection import environment
 from art_aft.report import scan_picture
-from art_aft.scan import BackdoorScan, ScanReport
+from art_aft.scan import EFFORTS, BackdoorScan, ScanReport
 
 STATUS = {"clean": 0, "infected": 1, "cannot tell": 2}
 
@@ -26,10 +26,11 @@ def add(commands: Any) -> None:
     add_model(command)
     command.add_argument("--output", type=Path, help="where the report goes: OUTPUT.json and a picture, OUTPUT.png")
     command.add_argument(
-        "--trigger-size",
+        "--effort",
         default="if_needed",
-        choices=["if_needed", "always", "never"],
-        help="whether the sign that costs most, Neural Cleanse's, is looked at (default: %(default)s)",
+        choices=EFFORTS,
+        help="which signs are looked at: no more after the first alarm, the cheap ones, the dear ones too where those "
+        "raise no alarm, or all (default: %(default)s)",
     )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -39,12 +40,13 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft scan`."""
     classifier, x, y = read_model(options)
-    scan = BackdoorScan(classifier, trigger_size=options.trigger_size, seed=options.seed, verbose=not options.quiet)
+    scan = BackdoorScan(classifier, effort=options.effort, seed=options.seed, verbose=not options.quiet)
     report = scan(x, y)
     print(_text(report))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        facts = {**asdict(report), "label_matrix": report.label_matrix.tolist(), "n_images": len(x), **environment()}
+        matrix = None if report.label_matrix is None else report.label_matrix.tolist()
+        facts = {**asdict(report), "label_matrix": matrix, "n_images": len(x), **environment()}
         text = json.dumps(facts, indent=2) + "\n"
         options.output.with_name(options.output.name + ".json").write_text(text, encoding="utf-8")
         try:
@@ -63,8 +65,8 @@ def _text(report: ScanReport) -> str:
         lines[0] += ", all-to-all: " + ", ".join(f"{label} to {to}" for label, to in enumerate(report.targets))
     lines[0] += f" ({report.seconds:.1f} seconds)"
     for sign in sorted(report.signs, key=lambda sign: -sign.alarms):
-        what = f"shift by {sign.label}" if sign.kind == "shift" else f"label {sign.label}"
+        what = f"shift by {sign.label}" if sign.relative else f"label {sign.label}"
         lines.append(
-            f"  {sign.kind:<6} {sign.alarms:5.2f} of an alarm  {what}, ahead by {sign.strength:.2f}, {sign.where}"
+            f"  {sign.kind:<12} {sign.alarms:5.2f} of an alarm  {what}, ahead by {sign.strength:.2f}, {sign.where}"
         )
     return "\n".join(lines + [f"  note: {note}" for note in report.notes])

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from art_aft import BackdoorScan, evaluate
 from art_aft.infection import Infection, Row, environment, plant
 from art_aft.recipes import RECIPES
+from art_aft.scan import ALARMS, EFFORTS
 from art_aft.training import Recipe
 
 ATTACKS = ("badnets", "blend", "sig", "input_aware", "wanet")
@@ -64,7 +65,7 @@ def row(planted: Infection, options: argparse.Namespace) -> Row:
     kind = kind_of(planted)
     scene = plant(planted, store=options.store)
     test = scene.dataset.x_test, scene.dataset.y_test
-    report = BackdoorScan(scene.classifier, trigger_size="always")(scene.x_clean, scene.y_clean)
+    report = BackdoorScan(scene.classifier, effort=options.effort)(scene.x_clean, scene.y_clean)
     right = False
     if report.kind == planted.labels and kind != "clean":
         wanted = scene.labels(np.arange(scene.dataset.nb_classes))
@@ -89,8 +90,13 @@ def row(planted: Infection, options: argparse.Namespace) -> Row:
     }
 
 
-def summary(rows: Sequence[Row], signs: Sequence[str] = ("shared", "labels", "shift", "size")) -> list[Row]:
-    """Return AUROC against the clean models, alarms, and right labels among them: by kind, and of all."""
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """
+    Return AUROC against the clean models, alarms, and right labels among them: by kind, and of all.
+
+    A sign has an AUROC of its own where all models were looked at for it.
+    """
+    signs = [sign for sign in ALARMS if all(sign in row["signs"] for row in rows)]
 
     def score(row: Row, sign: str | None) -> float:
         return row["score"] if sign is None else row["signs"][sign]["alarms"]
@@ -137,6 +143,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=["clean", *ATTACKS, *(f"{name}, all-to-all" for name in ATTACKS[:3])]
     )
+    parser.add_argument("--effort", default="all", choices=EFFORTS, help="which signs are looked at")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of torch, a job")
     parser.add_argument("--store", type=Path, help="where models are kept")
@@ -144,10 +151,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a JSON file for the rows")
     options = parser.parse_args()
     command = f"python examples/benchmarks/scan.py --data {Path(options.data).name} --model {options.model} "
-    command += f"--recipe {options.recipe} --clean-share {options.clean_share} --seeds {options.seeds} "
+    effort = "" if options.effort == "all" else f" --effort {options.effort}"
+    command += f"--recipe {options.recipe} --clean-share {options.clean_share}{effort} --seeds {options.seeds} "
     command += f"--jobs {options.jobs} --threads {options.threads} --kinds " + " ".join(map(repr, options.kinds))
     if options.stored:
-        command = f"python examples/benchmarks/scan.py --stored --data {Path(options.data).name}"
+        command = f"python examples/benchmarks/scan.py --stored --data {Path(options.data).name}{effort}"
         planted = stored(options.store, options.data)
     else:
         planted = [infection(kind, options, seed) for seed in range(options.seeds) for kind in options.kinds]
