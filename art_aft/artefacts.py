@@ -46,9 +46,11 @@ def _defended(
     cells = [Cell(infection)] if "none" in defences else []
     for name in defences:
         if name != "none":
-            chosen = at.settings(name, settings, Path(infection.data).name)
-            subsets = range(at.subsets) if cell.get("clean_data", True) else range(1)
-            cells += [Cell(infection, defence=name, settings=chosen, subset=n, **cell) for n in subsets]
+            dataset = Path(infection.data).name
+            chosen = at.settings(name, settings, dataset)
+            once = {f"{name} on {dataset}", f"{chosen.get('preset')} on {dataset}"} & {*at.once}
+            subsets = 1 if once or not cell.get("clean_data", True) else at.subsets
+            cells += [Cell(infection, defence=name, settings=chosen, subset=n, **cell) for n in range(subsets)]
     return cells
 
 

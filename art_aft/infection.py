@@ -23,7 +23,7 @@ from art_aft import storage
 from art_aft.checks import check_choice, check_integer
 from art_aft.classifier import build_classifier
 from art_aft.datasets import Dataset, load, split_clean
-from art_aft.metrics import evaluate
+from art_aft.metrics import Scores, evaluate
 from art_aft.perturbations import PERTURBATIONS
 from art_aft.pixels import to_float
 from art_aft.poisoning import AllToAll, AllToOne, BatchPoisoning, PoisonedData, poison
@@ -120,6 +120,7 @@ class Scene:
     :param y_clean: Their labels, as indices.
     :param seconds: How long the training took; None for one that was interrupted.
     :param store: Where the classifier is stored, if it is.
+    :param scores: The infected classifier's on all test images; None where it is not stored.
     """
 
     infection: Infection
@@ -131,6 +132,7 @@ class Scene:
     y_clean: np.ndarray
     seconds: float | None
     store: Path | None = None
+    scores: Scores | None = None
 
 
 def plant(
@@ -149,9 +151,11 @@ def plant(
     labels = infection.label_map(dataset.nb_classes)
     clean, rest = split_clean(dataset.y_train, infection.clean_share, seed=infection.seed)
     place = store / infection.key if store else None
+    scores = None
     if place and place.with_name(place.name + ".json").exists():
         stored = storage.load(place)
         attack, classifier, seconds = stored.trigger, stored.classifier, stored.facts["seconds"]
+        scores = Scores(**stored.facts["scores"])
     else:
         attack = PERTURBATIONS[infection.attack](**_trigger_settings(infection, dataset))
         resumed = place is not None and _checkpoint(place).exists()
@@ -160,8 +164,8 @@ def plant(
         # Of a run that went on from a checkpoint nobody knows how long it took.
         seconds = None if resumed else time.perf_counter() - start
         if place:
-            scores = asdict(evaluate(classifier, dataset.x_test, dataset.y_test, attack, labels))
-            facts = {"infection": asdict(infection), "scores": scores, "seconds": seconds, **environment()}
+            scores = evaluate(classifier, dataset.x_test, dataset.y_test, attack, labels)
+            facts = {"infection": asdict(infection), "scores": asdict(scores), "seconds": seconds, **environment()}
             storage.save(place, classifier, infection.model, trigger=attack, facts=facts)
             _checkpoint(place).unlink(missing_ok=True)
     return Scene(
@@ -174,6 +178,7 @@ def plant(
         dataset.y_train[clean],
         seconds,
         store,
+        scores,
     )
 
 

@@ -79,7 +79,7 @@ def scores(scene: Scene, cell: Cell) -> Row:
     For Adversarial Fine-Tuning also those after Stage 2 (Table IX).
     """
     test = (scene.dataset.x_test, scene.dataset.y_test, scene.attack, scene.labels)
-    before = evaluate(scene.classifier, *test)
+    before = scene.scores or evaluate(scene.classifier, *test)
     if cell.defence == "none":
         return {**asdict(before), "der": defence_effectiveness(before, before), "seconds": scene.seconds}
     x, y = defender_data(scene, cell)

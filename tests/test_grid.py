@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -97,6 +97,20 @@ class TestRunning:
         run_grid([Cell(i, task="nothing", subset=s) for s in (0, 1) for i in infections], tmp_path)
         assert events[:2] == [(0, "trained"), (1, "trained")]
         assert {event for _, event in events[2:]} == {"found"}
+
+    def test_a_data_set_is_read_once_and_the_infected_model_measured_once(self, folder, scene, monkeypatch):
+        grid_module._dataset.cache_clear()
+        reads, measured = [], []
+        real = grid_module.load
+        monkeypatch.setattr(grid_module, "load", lambda *a, **k: reads.append(a) or real(*a, **k))
+        monkeypatch.setattr(tasks, "evaluate", lambda classifier, *a: measured.append(classifier) or scene.scores)
+        for number in (20, 21):
+            row = run_cell(Cell(BLEND, defence="fine_tuning", settings={"nb_epochs": 1}, subset=number), folder)
+            assert row["before"] == asdict(scene.scores)
+        assert len(reads) == 1
+        assert len(measured) == 2  # what each defence left
+        test = (scene.dataset.x_test, scene.dataset.y_test, scene.attack, scene.labels)
+        assert scene.scores == evaluate(scene.classifier, *test)
 
     def test_several_workers_give_the_same_rows(self, folder, scene):
         cells = [Cell(BLEND, subset=number) for number in (10, 11)]

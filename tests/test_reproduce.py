@@ -222,6 +222,15 @@ def test_the_search_among_many_labels_is_cut_short_on_two_cores():
     assert (searches("table2"), searches("table3")) == ({200}, {100})
 
 
+def test_what_costs_most_among_many_labels_is_run_on_one_subset_on_two_cores():
+    for size, number in (("cpu", 1), ("full", 3)):
+        cells = ARTEFACTS["table3"].cells(scale(size, "somewhere"))
+        own = [c for c in cells if c.infection.attack == "sig"]
+        assert len([c for c in own if c.defence == "neural_cleanse"]) == number
+        assert len([c for c in own if c.settings.get("preset") == "distilled"]) == number
+        assert len([c for c in own if c.defence == "nad"]) == 3
+
+
 def test_the_page_in_the_repository_is_in_step_with_its_rows():
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == results.page(RESULTS)
 
