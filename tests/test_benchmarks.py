@@ -105,6 +105,7 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     output = tmp_path / "rows.json"
     store = tmp_path / "models"
     arguments = ["--seeds", "1", "--kinds", "clean", "sig", "--store", str(store), "--output", str(output)]
+    arguments += ["--effort", "cheap"]
     monkeypatch.setattr(sys, "argv", ["scan.py", *arguments])
     scan.main()
     record = json.loads(output.read_text())
@@ -119,7 +120,7 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     assert again[0]["score"] == pytest.approx(record["rows"][0]["score"])
     # The models of a store are scanned as they are.
     others = tmp_path / "others.json"
-    arguments = ["--stored", "--data", "digits", "--store", str(store), "--output", str(others)]
+    arguments = ["--stored", "--data", "digits", "--effort", "cheap", "--store", str(store), "--output", str(others)]
     monkeypatch.setattr(sys, "argv", ["scan.py", *arguments])
     monkeypatch.setattr("art_aft.infection._train", lambda *_: pytest.fail("trained"))
     scan.main()

@@ -24,7 +24,7 @@ def demo(tmp_path_factory):
     """One run of the demonstration in a process of its own: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "art_aft", "demo", "--seed", "1", "--output-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True, env=ONE_THREAD)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True, env=ONE_THREAD)
     return folder, done.stdout
 
 

@@ -84,9 +84,8 @@ class TestOnDigits:
             assert signs(benign)[kind].alarms < 1
 
     def test_the_effort_says_which_signs_are_looked_at(self, infected):
-        cheap = ["shared", "labels", "shift"]
         # It alarms at the first sign; so the dear ones are not needed, and the first may be enough.
-        for effort, kinds in (("first_alarm", ["shared"]), ("cheap", cheap), ("if_needed", cheap)):
+        for effort, kinds in (("first_alarm", ["shared"]), ("if_needed", ["shared", "labels", "shift"])):
             report = BackdoorScan(infected.classifier, effort=effort)(infected.x, infected.y)
             assert [sign.kind for sign in report.signs] == kinds
             assert (report.verdict, report.targets[0]) == ("infected", 0)
