@@ -31,7 +31,7 @@ class Scale:
     :param attack: Their settings, where they are not the defaults.
     :param curve_epochs: How long the curves of Fig. 3 are.
     :param curve_every: How many steps lie between their points.
-    :param quick: Settings that make defences short, by defence, or by "DEFENCE on DATASET".
+    :param quick: Settings that make defences short, by defence, or by "DEFENCE on DATASET"; and triggers, by attack.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Scale:
             "model": "wrn-10-1" if self.data is None else model,
             "recipe": brief or self.recipes[model],
             "clean_share": self.clean_share,
+            "trigger": self.quick.get(attack, {}),
         }
         if attack == "wanet":
             settings |= {"per_batch": True, "cover_ratio": 2.0}
@@ -101,6 +102,7 @@ _SCALES: dict[str, dict[str, Any]] = {
             "fine_pruning": _BRIEF,
             "nad": {**_BRIEF, "teacher_epochs": 1},
             "neural_cleanse": {**_BRIEF, "steps": 5, "images_per_step": 64},
+            "input_aware": {"base_width": 4, "levels": 2},
             "progressive_erasing": {"n_folds": 2, "fold_steps": 2, "min_steps": 2, "max_images": 200, "padding": 1},
         },
     },
