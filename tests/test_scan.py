@@ -23,7 +23,8 @@ from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, plant
 from art_aft.inversion import InversionRecipe
 from art_aft.recipes import RECIPES
-from art_aft.scan import ALARMS, Sign
+from art_aft.report import scan_picture
+from art_aft.scan import ALARMS, ScanReport, Sign
 from art_aft.universal import carried, default_eps, universal_perturbations
 
 QUICK = InversionRecipe(steps=40, images_per_step=120)
@@ -255,6 +256,15 @@ class TestManners:
         x, y = tiny_data(24)
         with pytest.raises(ValueError, match="y: "):
             BackdoorScan(tiny_classifier())(x, y[:-1])
+
+
+def test_a_report_that_ended_at_the_first_alarm_has_a_picture_without_the_matrix(tmp_path):
+    sign = Sign("shared", 0.9, 1, "L2 1", (0.0, 0.9))
+    for matrix in (None, np.eye(2)):
+        report = ScanReport("infected", "all-to-one", (1,), sign.alarms, None, (sign,), matrix, (), 1.0)
+        scan_picture(report, tmp_path / f"{matrix is None}.png")
+    narrow, wide = (int.from_bytes((tmp_path / f"{none}.png").read_bytes()[16:20], "big") for none in (True, False))
+    assert wide == pytest.approx(2 * narrow, abs=2)  # the widths in the headers
 
 
 class TestFromTheShell:
