@@ -13,7 +13,8 @@ from art_aft import cli, storage
 from art_aft.classifier import predict_labels
 from art_aft.perturbations import BadNets
 
-SETTINGS = ["--set", "eps=0.6", "batch_size=32", "learning_rate=0.02", "padding=0", "mirror=False"]
+SHARED = ["--defence", "aft", "--preset", "shared"]
+SHARED += ["--set", "eps=0.6", "batch_size=32", "learning_rate=0.02", "padding=0", "mirror=False"]
 
 
 def to_zip(path, x, y):
@@ -44,7 +45,7 @@ def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, ki
     else:
         to_zip(data, infected.x, infected.y)
     before = (model.with_name(model.name + ".safetensors")).read_bytes()
-    assert purify(model, data, tmp_path / "out" / "clean", "--preset", "shared", *SETTINGS) == 0
+    assert purify(model, data, tmp_path / "out" / "clean", *SHARED) == 0
     assert "written" in capsys.readouterr().out
     assert (model.with_name(model.name + ".safetensors")).read_bytes() == before
     stored = storage.load(tmp_path / "out" / "clean")
@@ -67,9 +68,23 @@ def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, ki
     assert (tmp_path / "out" / "clean.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_settings_are_found_by_default(infected, model, tmp_path):
+    np.savez(tmp_path / "digits.npz", x=infected.x, y=infected.y)
+    told = ["--max-accuracy-drop", "0.2", "--set", "padding=1", "batch_size=32", "min_steps=150"]
+    assert purify(model, tmp_path / "digits.npz", tmp_path / "out", *told) == 0
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert report["defence"] == "auto"
+    assert report["settings"]["mirror"] is False  # digits
+    assert report["settings"]["max_accuracy_drop"] == report["max_accuracy_drop"] == 0.2
+    assert report["trials"][-1]["accepted"]
+    scores = infected.scores(storage.load(tmp_path / "out").classifier)
+    assert scores.asr < 0.05
+    assert scores.acc > 0.9
+
+
 def test_too_much_accuracy_lost_means_status_1_and_no_model(infected, model, tmp_path, capsys):
     np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
-    ruin = ["--set", "learning_rate=5.0", "nb_epochs=2", "clean_epochs=0", "mirror=False"]
+    ruin = ["--defence", "aft", "--set", "learning_rate=5.0", "nb_epochs=2", "clean_epochs=0", "mirror=False"]
     assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *ruin) == 1
     assert "no model is written" in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()

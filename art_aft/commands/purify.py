@@ -24,6 +24,9 @@ from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import environment
 from art_aft.report import purification_picture
 
+# A tenth of a few hundred images says little about fewer points.
+MAX_ACCURACY_DROP = 0.1
+
 
 def add(commands: Any) -> None:
     """Add the command."""
@@ -36,14 +39,16 @@ def add(commands: Any) -> None:
     )
     add_model(command)
     command.add_argument("--output", type=Path, required=True, help="where the purified model goes, without an ending")
-    command.add_argument("--defence", default="aft", choices=sorted(DEFENCES), help="default: %(default)s")
-    command.add_argument("--preset", help="the defence's settings by name, such as shared or paper")
+    command.add_argument("--defence", default="auto", choices=sorted(DEFENCES), help="default: %(default)s")
+    command.add_argument("--preset", help="the defence's settings by name, such as paper, or distilled of aft")
     command.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the defence, such as mirror=False"
     )
     command.add_argument("--held-out", type=float, default=0.1, help="the share of the images that only measures")
     command.add_argument(
-        "--max-accuracy-drop", type=float, default=0.1, help="the held-out accuracy that may be lost (%(default)s)"
+        "--max-accuracy-drop",
+        type=float,
+        help=f"the held-out accuracy that may be lost ({MAX_ACCURACY_DROP}); where it is given, auto's own bound, too",
     )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -53,13 +58,16 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft purify`."""
     check_number("--held-out", options.held_out, minimum=0.0, maximum=0.9, above=True)
-    check_number("--max-accuracy-drop", options.max_accuracy_drop, minimum=0.0, maximum=1.0)
+    allowed = MAX_ACCURACY_DROP if options.max_accuracy_drop is None else options.max_accuracy_drop
+    check_number("--max-accuracy-drop", allowed, minimum=0.0, maximum=1.0)
     classifier, x, y = read_model(options)
     order = np.random.default_rng(options.seed).permutation(len(x))
     size = min(max(1, round(options.held_out * len(x))), len(x) - 1)
     held, rest = order[:size], order[size:]
 
     settings: dict[str, Any] = {"seed": options.seed, **read_settings(options.set)}
+    if options.defence == "auto" and options.max_accuracy_drop is not None:
+        settings.setdefault("max_accuracy_drop", allowed)
     if options.preset is not None:
         settings["preset"] = options.preset
     if any(name in str(options.data).lower() for name in NEVER_MIRRORED):
@@ -71,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
     before, after = (_look(each, x[held], y[held]) for each in (classifier, purified))
     lost = before["held_out_accuracy"] - after["held_out_accuracy"]
-    accepted = lost <= options.max_accuracy_drop + 1e-9
+    accepted = lost <= allowed + 1e-9
     told = asdict(defence.report) if defence.report else {}
     report = {
         "defence": options.defence,
@@ -80,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         "n_held_out": len(held),
         "before": before,
         "after": after,
-        "max_accuracy_drop": options.max_accuracy_drop,
+        "max_accuracy_drop": allowed,
         "accepted": accepted,
         "seconds": round(seconds, 3),
         **{key: told.get(key) for key in ("stages", "trials", "chosen")},
@@ -92,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     )
     _write(options, purified, report)
     if not accepted:
-        print(f"lost more than --max-accuracy-drop {options.max_accuracy_drop:g}: no model is written", file=sys.stderr)
+        print(f"lost more than --max-accuracy-drop {allowed:g}: no model is written", file=sys.stderr)
         return 1
     print(f"written: {options.output}.safetensors")
     return 0
