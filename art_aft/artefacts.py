@@ -107,9 +107,11 @@ def _matrices(*variants: Mapping[str, Any]) -> Callable[[Scale], list[Cell]]:
     def cells(at: Scale) -> list[Cell]:
         found = []
         for variant in variants:
-            for target in [0] if variant.get("labels") == "all-to-all" else at.targets:
+            name = f"label_matrix on {variant.get('dataset', 'cifar10')}"
+            first = variant.get("labels") == "all-to-all" or name in at.once
+            for target in at.targets[:1] if first else at.targets:
                 infection = at.infection(one_of_many=True, **{"target": target, **variant})
-                found.append(Cell(infection, task="label_matrix", settings=at.examples))
+                found.append(Cell(infection, task="label_matrix", settings={**at.examples, **at.quick.get(name, {})}))
         return found
 
     return cells

@@ -19,19 +19,21 @@ class Scale:
 
     :param name: "smoke", "cpu" or "full".
     :param data: The folder of the data sets; None takes digits for all of them.
-    :param recipes: By model, how it is trained.
+    :param recipes: By model, or "MODEL on DATASET", how it is trained.
     :param brief: How WRN-16-1 is trained on GTSRB, and for Figs. 1, 4 and 5, which need many; None is as elsewhere.
     :param dynamic_model: What Input-aware and WaNet infect, on CIFAR-10 and GTSRB.
     :param clean_share: The share of clean images that the defender has.
     :param subsets: How many clean subsets are averaged over.
-    :param once: What is run on the first of them alone: "DEFENCE on DATASET", or "PRESET on DATASET".
+    :param once: What is run on the first of them alone, or for the first target: "DEFENCE on DATASET", "PRESET on
+        DATASET", "label_matrix on DATASET".
     :param targets: The attacker's labels that Figs. 1, 4 and 5 have a model for.
     :param rates: The poisoning ratios of Fig. 9.
     :param n_images: Adversarial examples for a label matrix or a distance.
     :param attack: Their settings, where they are not the defaults.
     :param curve_epochs: How long the curves of Fig. 3 are.
     :param curve_every: How many steps lie between their points.
-    :param quick: Settings that make defences short, by defence, or by "DEFENCE on DATASET"; and triggers, by attack.
+    :param quick: Settings that make defences short, by defence, or by "DEFENCE on DATASET", and label matrices, by
+        "label_matrix on DATASET"; and triggers, by attack.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Scale:
             "attack": attack,
             "data": "digits" if self.data is None else str(self.data / dataset),
             "model": "wrn-10-1" if self.data is None else model,
-            "recipe": brief or self.recipes[model],
+            "recipe": brief or self.recipes.get(f"{model} on {dataset}") or self.recipes[model],
             "clean_share": self.clean_share,
             "trigger": self.quick.get(attack, {}),
         }
@@ -84,6 +86,14 @@ class Scale:
 
 
 _SMOKE = replace(RECIPES["digits"], nb_epochs=8)
+# For hundreds of steps, where the recipe has ten thousands.
+_FROM_SCRATCH: Mapping[str, Any] = {
+    "batch_size": 64,
+    "learning_rate": 0.05,
+    "nesterov": True,
+    "milestones": (),
+    "schedule": "one_cycle",
+}
 _BRIEF: Mapping[str, Any] = {"nb_epochs": 1, "batch_size": 64, "padding": 1}
 _SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -109,7 +119,8 @@ _SCALES: dict[str, dict[str, Any]] = {
     "cpu": {
         "recipes": {
             "wrn-16-1": RECIPES["paper"],
-            "resnet-18": replace(RECIPES["resnet"], nb_epochs=5, milestones=(), schedule="one_cycle"),
+            "resnet-18 on tiny_imagenet": replace(RECIPES["resnet"], nb_epochs=8, padding=4, **_FROM_SCRATCH),
+            "resnet-18 on imagenet10": replace(RECIPES["resnet"], nb_epochs=12, **_FROM_SCRATCH),
         },
         # PreActResNet-18 takes two hours a model on two cores, this one a quarter of an hour.
         "dynamic_model": "wrn-16-1",
@@ -119,9 +130,10 @@ _SCALES: dict[str, dict[str, Any]] = {
         "quick": {
             "neural_cleanse": {"preset": None, "steps": 200, "largest_suspect": 0.75},
             "neural_cleanse on gtsrb": {"steps": 100, "images_per_step": 128},
+            "label_matrix on imagenet10": {"n_images": 500},
         },
-        # What looks for a perturbation towards each of 43 labels.
-        "once": ("neural_cleanse on gtsrb", "distilled on gtsrb"),
+        # What looks for a perturbation towards each of 43 labels, and what trains ResNet-18 on images of 224 pixels.
+        "once": ("neural_cleanse on gtsrb", "distilled on gtsrb", "label_matrix on imagenet10"),
     },
     "full": {
         "recipes": {

@@ -231,6 +231,19 @@ def test_what_costs_most_among_many_labels_is_run_on_one_subset_on_two_cores():
         assert len([c for c in own if c.defence == "nad"]) == 3
 
 
+def test_large_images_are_few_on_two_cores_and_have_a_recipe_of_their_own():
+    def large(size):
+        cells = ARTEFACTS["fig5"].cells(scale(size, "somewhere"))
+        return [cell for cell in cells if cell.infection.data.endswith("imagenet10")]
+
+    (only,) = large("cpu")
+    assert (only.infection.model, only.infection.target, only.settings["n_images"]) == ("resnet-18", 0, 500)
+    tiny = {cell.infection.recipe for cell in ARTEFACTS["table5"].cells(scale("cpu", "somewhere"))}
+    assert only.infection.recipe not in tiny
+    assert [cell.infection.target for cell in large("full")] == list(range(10))
+    assert {cell.settings["n_images"] for cell in large("full")} == {10_000}
+
+
 def test_the_page_in_the_repository_is_in_step_with_its_rows():
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == results.page(RESULTS)
 

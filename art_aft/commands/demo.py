@@ -16,7 +16,7 @@ ACC  clean test images that get their true label
 ASR  triggered test images of other classes that get the attacker's label
 RA   triggered test images of other classes that get their true label
 adv->target  adversarial examples of other classes that fall on the attacker's label (the paper's observation)
-scan  what `art-aft scan` says of the model "before", from the same clean images
+scan  what `art-aft scan` says of the model "before", from half of the same clean images
 All in percent. All five defences had the same 120 clean images, 20 passes over them at the same learning rate, and
 knew nothing of the trigger."""
 
