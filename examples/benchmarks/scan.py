@@ -44,11 +44,12 @@ def infection(kind: str, options: argparse.Namespace, seed: int) -> Infection:
 
 
 def stored(folder: Path, data: str) -> list[Infection]:
-    """Return what was planted in the models of a folder, with the place of their data."""
+    """Return what was planted in the models of a folder that belong to these data, with the place of the data."""
     found = []
     for path in sorted(folder.glob("*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))["facts"]["infection"]
-        found.append(Infection(**{**facts, "data": data, "recipe": Recipe(**facts["recipe"])}))
+        if Path(facts["data"]).name == Path(data).name:
+            found.append(Infection(**{**facts, "data": data, "recipe": Recipe(**facts["recipe"])}))
     return found
 
 
