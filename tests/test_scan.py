@@ -47,7 +47,7 @@ def scanned(infected):
 
 def scan_of(infection):
     scene = plant(infection)
-    return BackdoorScan(scene.classifier, effort="all", recipe=QUICK)(scene.x_clean, scene.y_clean)
+    return BackdoorScan(scene.classifier, effort="all", max_images=60, recipe=QUICK)(scene.x_clean, scene.y_clean)
 
 
 @pytest.fixture(scope="module")
