@@ -82,6 +82,14 @@ def test_settings_are_found_by_default(infected, model, tmp_path):
     assert scores.acc > 0.9
 
 
+def test_it_is_said_if_no_setting_kept_the_accuracy(infected, model, tmp_path, capsys):
+    np.savez(tmp_path / "digits.npz", x=infected.x, y=infected.y)
+    purify(model, tmp_path / "digits.npz", tmp_path / "out", "--preset", "paper", "--max-accuracy-drop", "0")
+    (trial,) = json.loads((tmp_path / "out.report.json").read_text())["trials"]
+    assert not trial["accepted"]
+    assert "the one that lost least is taken" in capsys.readouterr().out
+
+
 def test_too_much_accuracy_lost_means_status_1_and_no_model(infected, model, tmp_path, capsys):
     np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
     ruin = ["--defence", "aft", "--set", "learning_rate=5.0", "nb_epochs=2", "clean_epochs=0", "mirror=False"]
