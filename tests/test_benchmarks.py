@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from art_aft.defences import AdversarialFineTuning
+from art_aft.report import command_line
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
@@ -162,13 +163,24 @@ def test_the_oracle_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
         ["oracle.py", "--attacks", "sig", "blend", "--radii", "1", "--model", "wrn-16-1", "--output", str(output)],
     )
     oracle.main()
-    rows = json.loads(output.read_text())["rows"]
+    record = json.loads(output.read_text())
+    program, again = "python examples/benchmarks/oracle.py", record["environment"]["command"]
+    assert again == f"{program} --scale smoke --attacks sig blend --model wrn-16-1 --radii 1.0 --rates 0.1 0.05 0.02"
+    rows = record["rows"]
     assert [row["attack"] for row in rows[:2]] == ["sig", "blend"]
     for row in rows[:2]:
         assert row["oracle_settings"]["learning_rate"] == 0.05
         assert (row["lacks_acc"], row["lacks_asr"]) == (pytest.approx(0.05), pytest.approx(0.02))
     assert len(rows) == 2 + 2 * 5
     assert "85.0 /   2.0" in capsys.readouterr().out
+
+
+def test_the_command_of_a_record_leaves_places_and_processes_out():
+    options = argparse.Namespace(
+        parts=["sizes"], data="/somewhere/cifar10", store=Path("kept"), brief=True, model=None, repeats=3, jobs=2
+    )
+    wanted = "python examples/benchmarks/speed.py sizes --brief --repeats 3 --data DATA"
+    assert command_line("/anywhere/speed.py", options, ["parts"]) == wanted
 
 
 def test_compiling_pays_once_it_has_won_back_what_it_took(monkeypatch):

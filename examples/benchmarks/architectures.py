@@ -18,7 +18,7 @@ from art_aft.defences import AutomaticFineTuning, FineTuning
 from art_aft.metrics import evaluate
 from art_aft.perturbations import BadNets, Blend
 from art_aft.poisoning import AllToOne, poison
-from art_aft.report import write_record
+from art_aft.report import command_line, write_record
 from art_aft.training import Recipe, fit
 
 
@@ -120,7 +120,7 @@ def main() -> None:
                         flush=True,
                     )
                     if options.output:
-                        write_record(options.output, rows)
+                        write_record(options.output, rows, command=command_line(__file__, options))
 
 
 if __name__ == "__main__":

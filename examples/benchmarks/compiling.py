@@ -21,7 +21,7 @@ from art_aft.devices import has_bfloat16_units
 from art_aft.folding import fold_batch_norm
 from art_aft.infection import Row
 from art_aft.models import build_model
-from art_aft.report import write_record
+from art_aft.report import command_line, write_record
 from art_aft.small_maps import SmallMaps
 
 MODELS = ("wrn-16-1", "preactresnet-18")
@@ -100,7 +100,7 @@ def main() -> None:
             flush=True,
         )
         if options.output:
-            write_record(options.output, rows, repeats=options.repeats)
+            write_record(options.output, rows, command=command_line(__file__, options), repeats=options.repeats)
 
 
 if __name__ == "__main__":

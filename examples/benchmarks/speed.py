@@ -32,7 +32,7 @@ from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, Row, Scene, plant
 from art_aft.metrics import evaluate
 from art_aft.recipes import RECIPES
-from art_aft.report import write_record
+from art_aft.report import command_line, write_record
 from art_aft.training import Recipe, fit
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
@@ -338,7 +338,7 @@ def main() -> None:
             rows.append(row)
             print(show(row), flush=True)
             if options.output:
-                write_record(options.output, rows)
+                write_record(options.output, rows, command=command_line(__file__, options, ["parts"]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from art.attacks.poisoning.perturbations import add_pattern_bd, insert_image
 from PIL import Image
 
 from art_aft.perturbations import PERTURBATIONS
-from art_aft.report import write_record
+from art_aft.report import command_line, write_record
 
 
 def seconds(function, x):
@@ -97,7 +97,9 @@ def main():
                 f"{row['times_as_long']:14.4f} {spread}"
             )
     if options.output:
-        write_record(options.output, rows, shape=[3, 32, 32], repeats=options.repeats)
+        write_record(
+            options.output, rows, command=command_line(__file__, options), shape=[3, 32, 32], repeats=options.repeats
+        )
 
 
 if __name__ == "__main__":
