@@ -15,6 +15,10 @@ from art_aft.pixels import to_float
 from art_aft.rng import isolated_rng
 
 
+class NothingToPrune(ValueError):
+    """A network without a convolution that a layer reads."""
+
+
 class Head:
     """
     The first linear layer after a classifier's last convolution, seen as a reader of that convolution's channels.
@@ -26,7 +30,8 @@ class Head:
     :param x: A few images of shape (N, *input_shape), to see in which order the layers run.
     :param layer: The name of the layer, as in `named_modules`; None finds it. A network that ends in a convolution
         is read by that one.
-    :raises ValueError: If there is no such layer.
+    :raises NothingToPrune: If the network has no such layer.
+    :raises ValueError: If `layer` names none.
     """
 
     def __init__(self, classifier: PyTorchClassifier, x: np.ndarray, layer: str | None = None) -> None:
@@ -124,13 +129,13 @@ def _reader(
             raise ValueError(f"layer: got {name!r}, which the model does not run, expected one of: {', '.join(order)}")
         place = order.index(name)
     elif not convolutions:
-        raise ValueError("classifier.model: got a model without a 2-dimensional convolution, expected one")
+        raise NothingToPrune("classifier.model: got a model without a 2-dimensional convolution, expected one")
     elif convolutions[-1] < len(ran) - 1:
         place = convolutions[-1] + 1
     elif len(convolutions) > 1:
         place = convolutions[-1]  # the network ends in a convolution, which is the head itself
     else:
-        raise ValueError("classifier.model: got a single convolution and nothing that reads it, expected more")
+        raise NothingToPrune("classifier.model: got a single convolution and nothing that reads it, expected more")
     width = layers[order[place]].weight.shape[1]
     reads_maps = isinstance(layers[order[place]], torch.nn.Linear) and place - 1 in convolutions
     return *ran[place], _channels(width, ran[place - 1][1]) if reads_maps else width

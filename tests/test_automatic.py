@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import same_weights, tiny_classifier, tiny_data, untouched
 
-from art_aft.classifier import clone
-from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning
+from art_aft.classifier import build_classifier, clone
+from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning, FinePruning
 from art_aft.training import Recipe, fit
 
 GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_rate": 1e-4, "max_iter": 2}
@@ -13,6 +14,7 @@ GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_ra
 WILD = {**GENTLE, "nb_epochs": 3, "learning_rate": 100.0}
 OWN = {
     "min_steps": 0,
+    "pruning_drop": 0.0,
     "batch_size": 8,
     "padding": 0,
     "mirror": False,
@@ -52,12 +54,12 @@ def held_out(x, y, share=0.2, seed=OWN["seed"]):
 
 
 def by_hand(classifier, settings):
-    own = {key: value for key, value in OWN.items() if key != "min_steps"}
+    own = {key: value for key, value in OWN.items() if key not in ("min_steps", "pruning_drop")}
     return AdversarialFineTuning(classifier, **settings, **own)
 
 
 def told(settings):
-    return {**settings, "eps": pytest.approx(4 / 255)}
+    return {**settings, "eps": pytest.approx(4 / 255), "n_pruned": 0}
 
 
 def accuracy(classifier, x, y):
@@ -89,6 +91,32 @@ def test_the_strongest_ends_the_search_if_it_is_good_enough(victim, data):
     defence = AutomaticFineTuning(victim, candidates=(GENTLE, WILD), **OWN)
     defence(data[0], y=data[1])
     assert len(defence.report.trials) == 1
+
+
+def test_idle_channels_are_cut_off_before_the_first_trial(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "pruning_drop": 0.3})
+    with untouched(victim):
+        purified = defence(data[0], y=data[1])
+    _, shown = held_out(*data)
+    pruning = FinePruning(victim, max_drop=0.3, held_out=0.2, nb_epochs=0, precision="float32", seed=OWN["seed"])
+    pruned = pruning(shown[0], y=shown[1])
+    assert len(pruning.pruned_channels) > 0
+    assert same_weights(purified, by_hand(pruned, GENTLE)(shown[0], y=shown[1]))
+    assert defence.n_pruned == defence.report.chosen["n_pruned"] == len(pruning.pruned_channels)
+    assert [stage.name for stage in defence.report.stages] == ["Pruning", "Trial 1", "Trial 2"]
+    assert defence.report.accuracy_before == 1  # the infected classifier's, not that of the pruned one
+
+
+def test_a_network_without_channels_is_not_pruned(data):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(data[0][0].size, 4))
+    classifier = build_classifier(model, input_shape=data[0].shape[1:], nb_classes=4)
+    defence = AutomaticFineTuning(classifier, candidates=(GENTLE,), **{**OWN, "pruning_drop": 0.3})
+    purified = defence(data[0], y=data[1])
+    _, shown = held_out(*data)
+    assert same_weights(purified, by_hand(classifier, GENTLE)(shown[0], y=shown[1]))
+    assert defence.n_pruned == 0
 
 
 def test_where_all_lose_too_much_the_best_comes_back_and_the_report_says_so(victim, data):
@@ -171,6 +199,7 @@ def test_a_backdoor_goes_with_nothing_set(infected):
         ({"candidates": ()}, r"^candidates: got \(\), expected settings of at least one"),
         ({"candidates": ({"eps": -1.0},)}, r"^eps: got -1"),
         ({"max_accuracy_drop": 2}, r"^max_accuracy_drop: got 2"),
+        ({"pruning_drop": 2}, r"^pruning_drop: got 2"),
         ({"min_steps": -1}, r"^min_steps: got -1"),
         ({"held_out": 0}, r"^held_out: got 0"),
         ({"otherwise": "weep"}, r"^otherwise: got 'weep', expected one of 'return', 'raise'"),
