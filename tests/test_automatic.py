@@ -6,7 +6,7 @@ import torch
 from conftest import same_weights, tiny_classifier, tiny_data, untouched
 
 from art_aft.classifier import build_classifier, clone
-from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning, FinePruning
+from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning, FinePruning, automatic
 from art_aft.training import Recipe, fit
 
 GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_rate": 1e-4, "max_iter": 2}
@@ -93,7 +93,8 @@ def test_the_strongest_ends_the_search_if_it_is_good_enough(victim, data):
     assert len(defence.report.trials) == 1
 
 
-def test_idle_channels_are_cut_off_before_the_first_trial(victim, data):
+def test_idle_channels_are_cut_off_before_the_first_trial(victim, data, monkeypatch):
+    monkeypatch.setattr(automatic, "_DECIDING", 1)
     defence = AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "pruning_drop": 0.3})
     with untouched(victim):
         purified = defence(data[0], y=data[1])
@@ -107,7 +108,16 @@ def test_idle_channels_are_cut_off_before_the_first_trial(victim, data):
     assert defence.report.accuracy_before == 1  # the infected classifier's, not that of the pruned one
 
 
-def test_a_network_without_channels_is_not_pruned(data):
+def test_few_images_do_not_decide_on_pruning(victim, data):
+    defence = AutomaticFineTuning(victim, candidates=(GENTLE,), **{**OWN, "pruning_drop": 0.3})
+    purified = defence(data[0], y=data[1])
+    _, shown = held_out(*data)
+    assert same_weights(purified, by_hand(victim, GENTLE)(shown[0], y=shown[1]))
+    assert [stage.name for stage in defence.report.stages] == ["Trial 1"]
+
+
+def test_a_network_without_channels_is_not_pruned(data, monkeypatch):
+    monkeypatch.setattr(automatic, "_DECIDING", 1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(data[0][0].size, 4))

@@ -28,6 +28,10 @@ CANDIDATES: tuple[Mapping[str, Any], ...] = tuple(
 )
 
 
+# Fewer images do not tell whether pruning costs 4 points or none, and a pruned teacher's errors are learnt.
+_DECIDING = 100
+
+
 class AccuracyLost(RuntimeError):
     """Every setting that was tried cost more accuracy than was allowed."""
 
@@ -59,8 +63,9 @@ class AutomaticFineTuning(Composed, Purification):
     :param candidates: Settings of `AdversarialFineTuning`, the strongest first; those of `Composed` come before them.
     :param max_accuracy_drop: How much of the accuracy on held-out images may be lost, in [0, 1]: the measured loss and
         its standard error together, for few images say little.
-    :param pruning_drop: How much accuracy on held-out images the pruning may cost, in [0, 1]; 0 is no pruning, and
-        there is none where a network has no convolution to prune.
+    :param pruning_drop: How much accuracy the pruning may cost, in [0, 1], on a share `held_out` of the images that
+        train; 0 is no pruning. There is none either where those are fewer than 100 (in all some 600 images are needed),
+        or where a network has no convolution to prune.
     :param otherwise: If all candidates lose more: "return" the one that loses least (the report then says
         `accepted=False`), or "raise" an `AccuracyLost`.
     :param held_out: The share of the clean images, in (0, 0.9], that only measures.
@@ -138,7 +143,7 @@ class AutomaticFineTuning(Composed, Purification):
     def _pruned(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> PyTorchClassifier:
         """Return what all trials start from: a copy of the infected classifier without its idle channels."""
         self.n_pruned, pruned = 0, clone(classifier)
-        if not self.pruning_drop or len(x) < 2:
+        if not self.pruning_drop or self.held_out * len(x) < _DECIDING:
             return pruned
         own: dict[str, Any] = {"precision": self.precision, "seed": self.seed, "verbose": self.verbose}
         pruning = FinePruning(pruned, max_drop=self.pruning_drop, held_out=self.held_out, nb_epochs=0, **own)
