@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,23 +48,6 @@ def add_row(path: Path, row: Row, same: Sequence[str] = ("infection",)) -> None:
     rows = [other for other in rows if any(other.get(key) != row[key] for key in same)] + [row]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-
-
-def command_line(program: str, options: argparse.Namespace, positional: Sequence[str] = ()) -> str:
-    """
-    Return the command that makes a benchmark's rows again, without what is another machine's: places and processes.
-
-    :param program: The path of the program.
-    :param options: What it was called with.
-    :param positional: The names of those that stand without their name.
-    """
-    words = ["python", f"examples/benchmarks/{Path(program).name}"]
-    for name, value in vars(options).items():
-        if name in ("data", "store", "output", "jobs") or value in (None, False, []):
-            continue
-        values = value if isinstance(value, list | tuple) else [] if value is True else [value]
-        words += [*([] if name in positional else [f"--{name.replace('_', '-')}"]), *map(str, values)]
-    return shlex.join(words) + (" --data DATA" if getattr(options, "data", None) else "")
 
 
 def write_record(path: Path, rows: Sequence[Row], **facts: Any) -> None:

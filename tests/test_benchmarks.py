@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from art_aft.commands.options import command_line
 from art_aft.defences import AdversarialFineTuning
-from art_aft.report import command_line
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -87,6 +88,23 @@ def read_settings(words: Sequence[str], option: str = "--set") -> dict[str, Any]
         except (SyntaxError, ValueError):
             raise ValueError(f"{option}: got {word!r}, expected NAME=VALUE, such as batch_size=64") from None
     return settings
+
+
+def command_line(program: str, options: argparse.Namespace, positional: Sequence[str] = ()) -> str:
+    """
+    Return the command that makes a benchmark's rows again, without what is another machine's: places and processes.
+
+    :param program: The path of the program.
+    :param options: What it was called with.
+    :param positional: The names of those that stand without their name.
+    """
+    words = ["python", f"examples/benchmarks/{Path(program).name}"]
+    for name, value in vars(options).items():
+        if name in ("data", "store", "output", "jobs") or value in (None, False, []):
+            continue
+        values = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        words += [*([] if name in positional else [f"--{name.replace('_', '-')}"]), *map(str, values)]
+    return shlex.join(words) + (" --data DATA" if getattr(options, "data", None) else "")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from art_aft.classifier import build_classifier
+from art_aft.commands.options import command_line
 from art_aft.datasets import digits, split_clean
 from art_aft.defences import AutomaticFineTuning, FineTuning
 from art_aft.metrics import evaluate
 from art_aft.perturbations import BadNets, Blend
 from art_aft.poisoning import AllToOne, poison
-from art_aft.report import command_line, write_record
+from art_aft.report import write_record
 from art_aft.training import Recipe, fit
 
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from art_aft.artefacts import STATIC
+from art_aft.commands.options import command_line
 from art_aft.grid import run_grid
 from art_aft.infection import Infection, Row
-from art_aft.report import command_line, write_record
+from art_aft.report import write_record
 from art_aft.scales import SCALES, Scale, scale
 from art_aft.tasks import Cell
 

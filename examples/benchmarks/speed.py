@@ -26,13 +26,14 @@ from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader, TensorDataset
 
 from art_aft.classifier import build_classifier, clone, predict_labels
+from art_aft.commands.options import command_line
 from art_aft.defences import DEFENCES, AdversarialFineTuning
 from art_aft.devices import PeakMemory, has_bfloat16_units
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, Row, Scene, plant
 from art_aft.metrics import evaluate
 from art_aft.recipes import RECIPES
-from art_aft.report import command_line, write_record
+from art_aft.report import write_record
 from art_aft.training import Recipe, fit
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
