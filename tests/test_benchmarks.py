@@ -177,9 +177,9 @@ def test_the_oracle_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
 
 def test_the_command_of_a_record_leaves_places_and_processes_out():
     options = argparse.Namespace(
-        parts=["sizes"], data="/somewhere/cifar10", store=Path("kept"), brief=True, model=None, repeats=3, jobs=2
+        parts=["sizes"], data="/somewhere/cifar10", store=Path("kept"), brief=True, model=None, repeats=0, jobs=2
     )
-    wanted = "python examples/benchmarks/speed.py sizes --brief --repeats 3 --data DATA"
+    wanted = "python examples/benchmarks/speed.py sizes --brief --repeats 0 --data DATA"
     assert command_line("/anywhere/speed.py", options, ["parts"]) == wanted
 
 

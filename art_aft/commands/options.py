@@ -100,7 +100,7 @@ def command_line(program: str, options: argparse.Namespace, positional: Sequence
     """
     words = ["python", f"examples/benchmarks/{Path(program).name}"]
     for name, value in vars(options).items():
-        if name in ("data", "store", "output", "jobs") or value in (None, False, []):
+        if name in ("data", "store", "output", "jobs") or value is None or value is False or value == []:
             continue
         values = value if isinstance(value, list | tuple) else [] if value is True else [value]
         words += [*([] if name in positional else [f"--{name.replace('_', '-')}"]), *map(str, values)]
