@@ -36,32 +36,16 @@ class Head:
 
     def __init__(self, classifier: PyTorchClassifier, x: np.ndarray, layer: str | None = None) -> None:
         self.classifier = classifier
-        kinds = (torch.nn.Conv2d, torch.nn.Linear)
-        layers = {name: part for name, part in classifier.model.named_modules() if isinstance(part, kinds)}
+        layers = _layers(classifier)
         if layer is not None and layer not in layers:
             raise ValueError(f"layer: got {layer!r}, expected a linear or convolution layer: {', '.join(layers)}")
-        ran: list[tuple[str, torch.Tensor]] = []
-        hooks = [
-            part.register_forward_hook(lambda _, __, result, name=name: ran.append((name, result)))
-            for name, part in layers.items()
-        ]
-        try:
-            logits = self._run(x[:2])
-        finally:
-            for hook in hooks:
-                hook.remove()
+        ran, logits = _in_order(classifier, layers, x[:2])
         self.name, result, self.nb_channels = _reader(ran, layers, layer)
         self.layer: Any = layers[self.name]
         #: Whether the layer's output is the model's, so that nothing else needs to run again after a cut.
         self.is_last = result.shape == logits.shape and bool(torch.equal(result.float(), logits))
         self.pruned: list[int] = []
         self._columns = self.layer.weight.shape[1] // self.nb_channels
-
-    def _run(self, x: np.ndarray) -> torch.Tensor:
-        clip_values = check_clip_values("clip_values", self.classifier.clip_values)
-        with isolated_rng(), torch.no_grad(), borrow(self.classifier, precision="float32") as module:
-            module.eval()
-            return module(to_float(torch.from_numpy(x).to(self.classifier.device), clip_values))
 
     def inputs(self, x: np.ndarray, batch_size: int = 128) -> torch.Tensor:
         """
@@ -74,7 +58,7 @@ class Head:
         hook = self.layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().cpu()))
         try:
             for start in range(0, len(x), batch_size):
-                self._run(x[start : start + batch_size])
+                _logits(self.classifier, x[start : start + batch_size])
         finally:
             hook.remove()
         return torch.cat(seen)
@@ -116,6 +100,48 @@ class Head:
 
     def _at(self, channel: int) -> slice:
         return slice(channel * self._columns, (channel + 1) * self._columns)
+
+
+def output_weights(classifier: PyTorchClassifier, x: np.ndarray) -> np.ndarray | None:
+    """
+    Return the weights of the layer that gives the logits, of shape (nb_classes, inputs); None if the last is another.
+
+    :param classifier: The classifier; it stays as it is.
+    :param x: A few images of shape (N, *input_shape), to see in which order the layers run.
+    """
+    layers = _layers(classifier)
+    ran, _ = _in_order(classifier, layers, x[:2])
+    if not ran or len(weights := layers[ran[-1][0]].weight) != classifier.nb_classes:
+        return None
+    return weights.detach().float().flatten(1).cpu().numpy()
+
+
+def _layers(classifier: PyTorchClassifier) -> dict[str, Any]:
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    return {name: part for name, part in classifier.model.named_modules() if isinstance(part, kinds)}
+
+
+def _logits(classifier: PyTorchClassifier, x: np.ndarray) -> torch.Tensor:
+    clip_values = check_clip_values("clip_values", classifier.clip_values)
+    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
+        module.eval()
+        return module(to_float(torch.from_numpy(x).to(classifier.device), clip_values))
+
+
+def _in_order(
+    classifier: PyTorchClassifier, layers: dict[str, Any], x: np.ndarray
+) -> tuple[list[tuple[str, torch.Tensor]], torch.Tensor]:
+    """Return the names and outputs of the layers in the order in which they run, and the logits."""
+    ran: list[tuple[str, torch.Tensor]] = []
+    hooks = [
+        part.register_forward_hook(lambda _, __, result, name=name: ran.append((name, result)))
+        for name, part in layers.items()
+    ]
+    try:
+        return ran, _logits(classifier, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _reader(

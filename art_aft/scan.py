@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,15 @@ from art_aft.checks import check_choice, check_flag, check_integer, check_number
 from art_aft.classifier import check_classifier, load_data, predict_labels
 from art_aft.devices import PRECISIONS
 from art_aft.evasion import TorchAttacksPGD
+from art_aft.head import output_weights
 from art_aft.inversion import InversionRecipe, invert_triggers
 from art_aft.metrics import label_matrix
+from art_aft.outlier import favoured_label
 from art_aft.universal import carried, default_eps, universal_perturbations
 
 #: From which strength on a sign alone raises an alarm. Set on eight digits models of seed 0, infected and clean; see
 #: `examples/results/scan_digits.json` for what others then gave.
-ALARMS = {"shared": 0.5, "shared_shift": 0.25, "labels": 0.25, "shift": 0.2, "size": 0.5}
+ALARMS = {"weights": 2.0, "shared": 0.5, "shared_shift": 0.25, "labels": 0.25, "shift": 0.2, "size": 0.5}
 
 # The balls, in multiples of `default_eps`. The shared perturbations' grow until they carry a quarter of the images to
 # an ordinary label: beyond that an infected classifier is nothing special.
@@ -30,7 +33,7 @@ _ORDINARY = 0.25
 _PER_IMAGE = ((2, 1.0), (2, 2.0), (2, 4.0), (np.inf, 1.0), (np.inf, 2.0), (np.inf, 4.0))
 
 #: How much is looked at; see `BackdoorScan`.
-EFFORTS = ("first_alarm", "cheap", "if_needed", "all")
+EFFORTS = ("weights", "first_alarm", "cheap", "if_needed", "all")
 
 # Below it, where images fall says more about a bad classifier than about a backdoor.
 _LEAST_ACCURACY = 0.5
@@ -44,8 +47,9 @@ class Sign:
     """
     One kind of evidence.
 
-    :param kind: "shared", "shared_shift", "labels", "shift" or "size".
-    :param strength: How far the first hypothesis is ahead of the second, in [0, 1].
+    :param kind: "weights", "shared", "shared_shift", "labels", "shift" or "size".
+    :param strength: How far the first hypothesis is ahead of the second, in [0, 1]; of "weights", -log10 of how likely
+        it is by chance.
     :param label: The label that it speaks against; for the shifts the number that is added to the true label.
     :param where: At which perturbation it was strongest.
     :param values: The number behind it for each label (or shift, from 1), of shape (K,) or (K - 1,).
@@ -101,12 +105,13 @@ class BackdoorScan:
     """
     Look for a backdoor, from cheap signs to dear ones.
 
-    "shared": one perturbation for all images, towards each label, in balls that grow. An infected classifier gives way
-    to the one towards its attacker's label first. "labels": untargeted adversarial examples, one an image; they fall on
-    the attacker's label (the paper's Figs. 1 and 4). "shift": the same examples fall on the label that lies a fixed
-    number after their own, as all-to-all backdoors want. "shared_shift": one perturbation for all images, towards the
-    label a fixed number after their own. "size": the reversed trigger of one label is much smaller than any other's
-    (Neural Cleanse). Each sign's strength is the lead of the first hypothesis over the second.
+    "weights": in the last layer, more speaks for one label than chance would have it (`positive_evidence`). "shared":
+    one perturbation for all images, towards each label, in balls that grow. An infected classifier gives way to the one
+    towards its attacker's label first. "labels": untargeted adversarial examples, one an image; they fall on the
+    attacker's label (the paper's Figs. 1 and 4). "shift": the same examples fall on the label that lies a fixed number
+    after their own, as all-to-all backdoors want. "shared_shift": one perturbation for all images, towards the label a
+    fixed number after their own. "size": the reversed trigger of one label is much smaller than any other's (Neural
+    Cleanse). Each sign's strength, but that of "weights", is the lead of the first hypothesis over the second.
 
     A backdoor without any of these signs is not seen: "clean" means that nothing was found.
 
@@ -114,7 +119,8 @@ class BackdoorScan:
 
     :param classifier: The classifier; it stays as it is.
     :param effort: Which signs are looked at: "all"; "if_needed", the last two, which cost most, only where the others
-        raise no alarm; "cheap", the others alone; or "first_alarm", no more after the first that raises one.
+        raise no alarm; "cheap", the others alone; "first_alarm", no more after the first that raises one; or "weights",
+        that alone, which costs nothing.
     :param reference: Scores of classifiers that are known to be clean, for `false_alarm_rate`.
     :param max_images: How many images are used, drawn at random.
     :param recipe: How triggers are reversed.
@@ -164,19 +170,19 @@ class BackdoorScan:
         if right.any():
             x, y = x[right], y[right]
         signs, matrix = self._signs(x, y)
-        strongest = max(signs, key=lambda sign: sign.alarms)
-        verdict = "infected" if strongest.alarms >= 1 else "clean"
-        if poor or (verdict == "clean" and (notes or strongest.alarms >= _DOUBT)):
+        if not signs:
+            notes.append("no last layer with a row of weights for each of at least three labels")
+        score = max((sign.alarms for sign in signs), default=0.0)
+        verdict = "infected" if score >= 1 else "clean"
+        if poor or (verdict == "clean" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"
-        kind, targets = None, tuple[int, ...]()
-        if verdict == "infected":
-            kind, targets = self._accused(signs, strongest)
+        kind, targets = self._accused(signs) if verdict == "infected" else (None, ())
         return ScanReport(
             verdict,
             kind,
             targets,
-            strongest.alarms,
-            self._false_alarm_rate(strongest.alarms),
+            score,
+            self._false_alarm_rate(score),
             tuple(signs),
             matrix,
             tuple(notes),
@@ -185,7 +191,10 @@ class BackdoorScan:
 
     def _signs(self, x: np.ndarray, y: np.ndarray) -> tuple[list[Sign], np.ndarray | None]:
         """Return the evidence, as much as the effort asks for, and the labels of adversarial examples."""
-        signs = [self._shared("shared", x, y)]
+        signs = self._weights(x)
+        if self.effort == "weights" or self._enough(signs, "first_alarm"):
+            return signs, None
+        signs.append(self._shared("shared", x, y))
         if self._enough(signs, "first_alarm"):
             return signs, None
         per_image, matrix = self._per_image(x, y)
@@ -200,7 +209,7 @@ class BackdoorScan:
 
     def _enough(self, signs: Sequence[Sign], *efforts: str) -> bool:
         """Return whether one of the signs raises an alarm, and the effort is one that then ends."""
-        return self.effort in efforts and max(sign.alarms for sign in signs) >= 1
+        return self.effort in efforts and any(sign.alarms >= 1 for sign in signs)
 
     def _weaknesses(self, y: np.ndarray, right: np.ndarray) -> list[str]:
         """Return why nothing found would mean little."""
@@ -213,6 +222,15 @@ class BackdoorScan:
         if right.mean() < _LEAST_ACCURACY:
             notes.append(f"the classifier gets only {100 * right.mean():.0f} % of the images right")
         return notes
+
+    def _weights(self, x: np.ndarray) -> list[Sign]:
+        """Return how far one label stands out in the last layer's weights; nothing without such a layer."""
+        weights = output_weights(self.classifier, x)
+        if weights is None or len(weights) < 3:
+            return []
+        values, chance, measure = favoured_label(weights)
+        label = int(values.argmax())
+        return [Sign("weights", 0.0 - math.log10(chance), label, f"last layer, {measure}", tuple(values.tolist()))]
 
     def _shared(self, kind: str, x: np.ndarray, y: np.ndarray) -> Sign:
         """Return how far one label's, or one shift's, perturbation carries more images than any other's."""
@@ -271,8 +289,9 @@ class BackdoorScan:
         strength = 1 - first / second if np.isfinite(second) else float(np.isfinite(first))
         return Sign("size", float(strength), int(norms.argmin()), "reversed triggers", tuple(norms.tolist()))
 
-    def _accused(self, signs: Sequence[Sign], strongest: Sign) -> tuple[str, tuple[int, ...]]:
+    def _accused(self, signs: Sequence[Sign]) -> tuple[str, tuple[int, ...]]:
         """Return the kind of the backdoor, and the attacker's label or labels."""
+        strongest = max(signs, key=lambda sign: sign.alarms)
         nb_classes = self.classifier.nb_classes
         if strongest.relative:
             return "all-to-all", tuple((label + strongest.label) % nb_classes for label in range(nb_classes))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from conftest import (
     ENCODINGS,
     NB_CLASSES,
@@ -20,8 +21,10 @@ from conftest import (
 from art_aft import BackdoorScan, cli, scan, storage
 from art_aft.classifier import build_classifier, predict_labels
 from art_aft.evasion import TorchAttacksPGD
+from art_aft.head import output_weights
 from art_aft.infection import Infection, plant
 from art_aft.inversion import InversionRecipe
+from art_aft.outlier import greatest_by_chance, positive_evidence
 from art_aft.recipes import RECIPES
 from art_aft.report import scan_picture
 from art_aft.scan import ALARMS, ScanReport, Sign
@@ -86,18 +89,20 @@ class TestOnDigits:
 
     def test_the_effort_says_which_signs_are_looked_at(self, infected):
         # It alarms at the first sign; so the dear ones are not needed, and the first may be enough.
-        for effort, kinds in (("first_alarm", ["shared"]), ("if_needed", ["shared", "labels", "shift"])):
+        cheap = ["weights", "shared", "labels", "shift"]
+        for effort, kinds in (("weights", cheap[:1]), ("first_alarm", cheap[:1]), ("if_needed", cheap)):
             report = BackdoorScan(infected.classifier, effort=effort)(infected.x, infected.y)
             assert [sign.kind for sign in report.signs] == kinds
             assert (report.verdict, report.targets[0]) == ("infected", 0)
-            assert (report.label_matrix is None) == (effort == "first_alarm")
+            assert (report.label_matrix is None) == (effort != "if_needed")
 
     def test_without_an_alarm_the_dear_signs_are_needed(self, monkeypatch):
-        monkeypatch.setattr(scan, "ALARMS", dict.fromkeys(ALARMS, 10.0))  # a strength is 1 at most
+        monkeypatch.setattr(scan, "ALARMS", dict.fromkeys(ALARMS, 99.0))  # no strength is so great
         x, y = tiny_data(24)
         for effort in ("first_alarm", "if_needed", "all"):
             report = BackdoorScan(tiny_classifier(), effort=effort, recipe=QUICK)(x, y)
-            assert [sign.kind for sign in report.signs] == ["shared", "labels", "shift", "shared_shift", "size"]
+            kinds = [sign.kind for sign in report.signs]
+            assert kinds == ["weights", "shared", "labels", "shift", "shared_shift", "size"]
 
     def test_the_numbers_are_those_of_the_perturbations_themselves(self, infected, scanned):
         sign = signs(scanned)["shared"]
@@ -125,6 +130,65 @@ class TestOnDigits:
         report = BackdoorScan(infected.classifier, effort="cheap")(eightbit, one_hot)
         assert (report.verdict, report.targets[0]) == ("infected", 0)
         assert "size" not in signs(report)
+
+
+class TestWeights:
+    def test_each_measure_is_a_sum_over_features(self):
+        weights = np.array([[1.0, -2.0, 3.0], [0.0, 0.0, 1.0], [-1.0, 5.0, 2.0]])
+        found = positive_evidence(weights)  # relative: [1, -3, 1], [0, -1, -1], [-1, 4, 0]
+        assert found["all features"] == pytest.approx([1 - 1.5 + 1, -1.0, -0.5 + 4])
+        assert found["strongest features"] == pytest.approx([2.0, 0.0, 16.0])
+
+    def test_what_all_labels_have_in_common_says_nothing(self):
+        rng = np.random.default_rng(0)
+        weights, common = rng.normal(size=(10, 64)), rng.normal(size=64)
+        for name, values in positive_evidence(weights).items():
+            assert positive_evidence(weights + common)[name] == pytest.approx(values)
+
+    @pytest.mark.parametrize(("n", "critical", "level"), [(10, 2.176, 0.05), (10, 2.410, 0.01), (20, 2.557, 0.05)])
+    def test_chance_is_that_of_the_tables_of_grubbs(self, n, critical, level):
+        # Values of which the greatest lies `critical` standard deviations above the mean of all.
+        others = np.random.default_rng(1).normal(size=n - 1)
+        others = (others - others.mean()) / others.std()
+        values = np.append(others, critical / np.sqrt(((n - 1) / n) ** 2 - critical**2 / n))
+        grubbs = (values.max() - values.mean()) / values.std(ddof=1)
+        assert grubbs == pytest.approx(critical, abs=1e-9)
+        assert greatest_by_chance(values) == pytest.approx(level, rel=0.02)
+
+    def test_chance_keeps_its_level_on_noise(self):
+        rng = np.random.default_rng(2)
+        rate = np.mean([greatest_by_chance(rng.normal(size=10)) <= 0.05 for _ in range(4000)])
+        assert rate == pytest.approx(0.05, abs=0.011)  # three standard errors
+
+    def test_equal_values_stand_out_by_chance(self):
+        assert greatest_by_chance(np.ones(5)) == 1.0
+        assert greatest_by_chance(np.ones(5) + 1e-12 * np.arange(5) ** 9) == 1.0
+        assert 0 < greatest_by_chance(np.array([1.0, 1.0, 1.0, 2.0])) < 1e-9
+
+    def test_the_layer_is_the_one_that_gives_the_logits(self):
+        classifier = tiny_classifier()
+        x, _ = tiny_data(4)
+        weights = output_weights(classifier, x)
+        layers = [part for part in classifier.model.modules() if isinstance(part, torch.nn.Linear)]
+        assert weights == pytest.approx(layers[-1].weight.detach().numpy())
+
+    def test_a_network_without_such_a_layer_is_not_cleared(self):
+        class Sums(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Conv2d(3, 8, 3)
+
+            def forward(self, x):
+                return self.layer(x).mean(dim=(2, 3)).reshape(len(x), 4, 2).sum(dim=2)
+
+        x, y = tiny_data(60)
+        classifier = PyTorchClassifier(
+            Sums(), loss=torch.nn.CrossEntropyLoss(), input_shape=SHAPE, nb_classes=4, clip_values=(0, 1)
+        )
+        y = predict_labels(classifier, x)
+        report = BackdoorScan(classifier, effort="weights")(x, y)
+        assert (report.signs, report.score, report.verdict) == ((), 0.0, "cannot tell")
+        assert any("last layer" in note for note in report.notes)
 
 
 class TestHypotheses:

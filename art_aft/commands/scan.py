@@ -29,8 +29,8 @@ def add(commands: Any) -> None:
         "--effort",
         default="if_needed",
         choices=EFFORTS,
-        help="which signs are looked at: no more after the first alarm, the cheap ones, the dear ones too where those "
-        "raise no alarm, or all (default: %(default)s)",
+        help="which signs are looked at: the last layer's weights alone, no more after the first alarm, the cheap, "
+        "the dear too where those raise no alarm, or all (default: %(default)s)",
     )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
