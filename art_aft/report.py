@@ -159,8 +159,8 @@ def scan_picture(report: ScanReport, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = len(report.signs) + (report.label_matrix is not None)
-    figure = Figure(figsize=(3.2 * panels, 3.2), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure = Figure(figsize=(3.2 * max(panels, 1), 3.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0] if panels else []
     for axis, sign in zip(axes, report.signs, strict=False):
         first = int(sign.relative)
         places = range(first, first + len(sign.values))

@@ -22,8 +22,8 @@ from art_aft.metrics import label_matrix
 from art_aft.outlier import favoured_label
 from art_aft.universal import carried, default_eps, universal_perturbations
 
-#: From which strength on a sign alone raises an alarm. Set on eight digits models of seed 0, infected and clean; see
-#: `examples/results/scan_digits.json` for what others then gave.
+#: From which strength on a sign alone raises an alarm: of "weights" one case in a hundred by chance, of the others as
+#: set on eight digits models of seed 0; see `examples/results/scan_digits.json` for what others then gave.
 ALARMS = {"weights": 2.0, "shared": 0.5, "shared_shift": 0.25, "labels": 0.25, "shift": 0.2, "size": 0.5}
 
 # The balls, in multiples of `default_eps`. The shared perturbations' grow until they carry a quarter of the images to

@@ -327,6 +327,8 @@ def test_a_report_that_ended_at_the_first_alarm_has_a_picture_without_the_matrix
     for matrix in (None, np.eye(2)):
         report = ScanReport("infected", "all-to-one", (1,), sign.alarms, None, (sign,), matrix, (), 1.0)
         scan_picture(report, tmp_path / f"{matrix is None}.png")
+    nothing = ScanReport("cannot tell", None, (), 0.0, None, (), None, (), 1.0)
+    scan_picture(nothing, tmp_path / "nothing.png")
     narrow, wide = (int.from_bytes((tmp_path / f"{none}.png").read_bytes()[16:20], "big") for none in (True, False))
     assert wide == pytest.approx(2 * narrow, abs=2)  # the widths in the headers
 
