@@ -120,7 +120,7 @@ class BackdoorScan:
     :param classifier: The classifier; it stays as it is.
     :param effort: Which signs are looked at: "all"; "if_needed", the last two, which cost most, only where the others
         raise no alarm; "cheap", the others alone; "first_alarm", no more after the first that raises one; or "weights",
-        that alone, which costs nothing.
+        that alone, which costs nothing and clears no model.
     :param reference: Scores of classifiers that are known to be clean, for `false_alarm_rate`.
     :param max_images: How many images are used, drawn at random.
     :param recipe: How triggers are reversed.
@@ -170,9 +170,9 @@ class BackdoorScan:
         if right.any():
             x, y = x[right], y[right]
         signs, matrix = self._signs(x, y)
-        if not signs:
-            notes.append("no last layer with a row of weights for each of at least three labels")
         score = max((sign.alarms for sign in signs), default=0.0)
+        if self.effort == "weights" and score < 1:
+            notes.append("only the last layer was looked at, which many backdoors do not show in")
         verdict = "infected" if score >= 1 else "clean"
         if poor or (verdict == "clean" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"

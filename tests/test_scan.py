@@ -172,6 +172,13 @@ class TestWeights:
         layers = [part for part in classifier.model.modules() if isinstance(part, torch.nn.Linear)]
         assert weights == pytest.approx(layers[-1].weight.detach().numpy())
 
+    def test_the_last_layer_alone_clears_no_model(self):
+        scene = plant(Infection("badnets", rate=0.0, recipe=RECIPES["digits"]))
+        report = BackdoorScan(scene.classifier, effort="weights")(scene.x_clean, scene.y_clean)
+        assert report.score < 0.8
+        assert report.verdict == "cannot tell"
+        assert any("last layer" in note for note in report.notes)
+
     def test_a_network_without_such_a_layer_is_not_cleared(self):
         class Sums(torch.nn.Module):
             def __init__(self):
