@@ -198,3 +198,14 @@ def test_compiling_pays_once_it_has_won_back_what_it_took(monkeypatch):
     training, gradient = compiling.table(4, 2)
     assert (training["compile_seconds"], training["times_as_fast"], training["pays_after_images"]) == (6.0, 2.0, 24)
     assert (gradient["times_as_fast"], gradient["range"], gradient["pays_after_images"]) == (0.75, [0.5, 1.0], None)
+
+
+def test_the_last_layers_benchmark_has_a_row_for_each_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    output = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["last_layer.py", "--seeds", "1", "--epochs", "1", "--output", str(output)])
+    module("last_layer").main()
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["kind"] for row in rows] == 2 * ["clean", "badnets", "blend"]
+    assert [row["target"] for row in rows] == 2 * [None, 1, 1]
+    assert all(row["verdict"] in ("infected", "cannot tell") for row in rows)
