@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +24,16 @@ def has_bfloat16_units(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return device.type == "cpu" and any(probe() for probe in probes if probe is not None)
+
+
+def images_at_a_time(device: torch.device, input_shape: Sequence[int]) -> int:
+    """
+    Return how many images are attacked at a time: few for a processor's caches, many to keep a GPU busy.
+
+    :param device: Where the work is done.
+    :param input_shape: The shape of an image.
+    """
+    return 128 if device.type == "cpu" else max(32, 1024 * 3072 // math.prod(input_shape))
 
 
 class PeakMemory:

@@ -11,9 +11,9 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
-from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import check_classifier, check_data
-from art_aft.devices import PRECISIONS
+from art_aft.devices import PRECISIONS, images_at_a_time
 from art_aft.large_data import empty
 from art_aft.pixel_module import borrow
 from art_aft.pixels import to_float
@@ -42,7 +42,9 @@ class TorchAttacksPGD(EvasionAttack):
         greatest loss counts, image by image. 0 starts once, at the image itself.
     :param clip: Whether examples are kept in `clip_values` at every step. The authors' later code does not.
     :param training_mode: Whether the model is in training mode meanwhile (batch statistics, dropout).
-    :param batch_size: Images at a time. Smaller is not slower: activations then stay in the processor's caches.
+    :param batch_size: Images at a time. None is 128 on a processor, whose caches then hold the activations; on a GPU
+        as many as keep it busy, 1,024 of 32x32x3 values, or half of that again and again where its memory does not
+        hold them.
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" (the same numbers as
         torchattacks by itself) or "bfloat16".
     :param seed: The seed of the random starting points.
@@ -78,7 +80,7 @@ class TorchAttacksPGD(EvasionAttack):
         num_random_init: int = 0,
         clip: bool = True,
         training_mode: bool = False,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         precision: str = "auto",
         seed: int = 0,
         verbose: bool = False,
@@ -114,7 +116,8 @@ class TorchAttacksPGD(EvasionAttack):
         check_integer("num_random_init", self.num_random_init, 0)
         check_flag("clip", self.clip)
         check_flag("training_mode", self.training_mode)
-        check_integer("batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size, 1)
         check_choice("precision", self.precision, PRECISIONS)
         check_integer("seed", self.seed, 0)
         check_flag("verbose", self.verbose)
@@ -155,20 +158,42 @@ class TorchAttacksPGD(EvasionAttack):
         ):
             module.train(self.training_mode)
             attack = self._torchattack(module, high - low)
-            starts = range(own.start, own.stop, self.batch_size)
-            for start in tqdm(starts, desc="Adversarial examples", disable=None if shown else True, leave=False):
-                part = slice(start, min(start + self.batch_size, own.stop))
-                pixels = to_float(torch.from_numpy(x[part]).to(classifier.device), clip_values)
-                images = ((pixels - low) / (high - low)).clamp_(0, 1)
-                if y is None:
-                    target = module(images).argmax(dim=1)
-                else:
-                    target = torch.from_numpy(labels[part]).to(classifier.device)
-                found = self._strongest(attack, module, images, target).cpu().numpy()
+            size, start = self.batch_size or images_at_a_time(classifier.device, classifier.input_shape), own.start
+            bar = tqdm(
+                total=own.stop - start, desc="Adversarial examples", disable=None if shown else True, leave=False
+            )
+            while start < own.stop:
+                part = slice(start, min(start + size, own.stop))
+                try:
+                    found = self._of_batch(attack, module, x[part], None if y is None else labels[part], low, high)
+                except torch.cuda.OutOfMemoryError:
+                    if self.batch_size is not None or size == 1:
+                        raise
+                    size //= 2
+                    continue
                 # Batch by batch, so that no second array of this size is needed.
                 adversarial[part] = self._in_pixels(found, to_float(x[part], clip_values), low, high)
+                bar.update(part.stop - start)
+                start = part.stop
+            bar.close()
         exchange(adversarial, classifier.device)
         return adversarial
+
+    def _of_batch(
+        self,
+        attack: torchattacks.attack.Attack,
+        module: torch.nn.Module,
+        x: np.ndarray,
+        labels: np.ndarray | None,
+        low: float,
+        high: float,
+    ) -> np.ndarray:
+        """Return examples of images, in [0, 1] where `low` and `high` are 0 and 1; None leads away from predictions."""
+        device = self.estimator.device
+        pixels = to_float(torch.from_numpy(x).to(device), check_clip_values("clip_values", self.estimator.clip_values))
+        images = ((pixels - low) / (high - low)).clamp_(0, 1)
+        target = module(images).argmax(dim=1) if labels is None else torch.from_numpy(labels).to(device)
+        return self._strongest(attack, module, images, target).cpu().numpy()
 
     def _in_pixels(self, found: np.ndarray, x: np.ndarray, low: float, high: float) -> np.ndarray:
         """Return examples from [0, 1] in the range from `low` to `high`, and in the ball around `x`."""

@@ -26,10 +26,13 @@ def default_eps(norm: float, input_shape: Sequence[int], clip_values: tuple[floa
     Return the radius of a ball that is about as small for images of any size.
 
     :param norm: np.inf: 4/255 of the range; 2: 1.0 of the range for 32x32x3 values, and as the square root of their
-        number for others.
+        number for others; 0: 12 pixels of up to 32x32, and in proportion to their number for larger images.
     :param input_shape: The shape of an image.
     :param clip_values: The pixel range.
     """
+    if norm == 0:
+        height, width = sorted(input_shape)[1:]  # channels are fewer
+        return float(max(12, round(12 * height * width / 1024)))
     fraction = 4 / 255 if norm == np.inf else (np.prod(input_shape) / 3072) ** 0.5
     return float(fraction * (clip_values[1] - clip_values[0]))
 
@@ -64,13 +67,18 @@ def universal_perturbations(
     :param classifier: The classifier.
     :param x: Images in `clip_values`, of shape (N, *input_shape).
     :param y: Their labels, as indices or one-hot.
-    :param norm: The ball's norm, np.inf or 2.
-    :param eps: The ball's radius, in units of `clip_values`; None is `default_eps`.
-    :param eps_step: The length of a step, in the same units; None is a fifth of `eps`.
+    With norm 0 few pixels change, by as much as the range permits: a trigger such as BadNets' is of that kind, and far
+    from what small balls of the other norms hold. Pixels with the largest changes are kept, ten times as many at the
+    start as at the end, so that those that help together can be told from those that help alone.
+
+    :param norm: The ball's norm: np.inf, 2 or 0.
+    :param eps: The ball's radius, in units of `clip_values`, with norm 0 the number of pixels; None is `default_eps`.
+    :param eps_step: The length of a step, in units of `clip_values`, with norm 0 that of the pixel value with the
+        steepest gradient; None is a fifth of `eps`, with norm 0 0.3 of the range.
     :param max_iter: The number of steps.
     :param batch_size: Images a step, for each label; a step goes through the images where the last one ended.
     :param num_random_init: Random starting points, of which the one that ends with the lowest loss on the images
-        counts; 0 starts once, at no perturbation.
+        counts; 0 starts once, at no perturbation, as norm 0 always does.
     :param labels: The labels l; None is all of them (with `relative`, all but 0).
     :param relative: Whether l is added to each image's own label, modulo the number of labels.
     :param precision: "auto", "float32" or "bfloat16".
@@ -81,11 +89,12 @@ def universal_perturbations(
     """
     x, y = check_data(classifier, x, y)
     low, high = check_clip_values("clip_values", classifier.clip_values)
-    if norm not in (np.inf, 2):
-        raise ValueError(f"norm: got {norm!r}, expected np.inf or 2")
+    if norm not in (np.inf, 2, 0):
+        raise ValueError(f"norm: got {norm!r}, expected np.inf, 2 or 0")
     eps = default_eps(norm, x.shape[1:], (low, high)) if eps is None else eps
-    check_number("eps", eps, minimum=0.0, above=True)
-    eps_step = eps / 5 if eps_step is None else check_number("eps_step", eps_step, minimum=0.0, above=True)
+    check_number("eps", eps, minimum=0.0 if norm else 1.0, above=bool(norm))
+    usual = eps / 5 if norm else 0.3 * (high - low)
+    eps_step = usual if eps_step is None else check_number("eps_step", eps_step, minimum=0.0, above=True)
     check_integer("max_iter", max_iter, 1)
     check_integer("batch_size", batch_size, 1)
     check_integer("num_random_init", num_random_init, 0)
@@ -106,12 +115,13 @@ def universal_perturbations(
     ):
         module.eval()
         data = torch.from_numpy(x), torch.from_numpy(y).to(classifier.device)
-        radius, step = eps / (high - low), eps_step / (high - low)
-        search = _Search(module, *data, (low, high), norm, radius, step, max_iter, batch_size, modulo)
+        radius, step = eps / (high - low) if norm else eps, eps_step / (high - low)
+        ball = _Pixels(radius, step, 0 if classifier.channels_first else -1) if norm == 0 else _Ball(radius, step, norm)
+        search = _Search(module, *data, (low, high), ball, max_iter, batch_size, modulo)
         for start in range(0, len(chosen), together):
             group = torch.tensor(chosen[start : start + together], device=classifier.device)
-            best, best_loss = search(group, random_start=num_random_init > 0)
-            for _ in range(num_random_init - 1):
+            best, best_loss = search(group, random_start=num_random_init > 0 and norm != 0)
+            for _ in range(num_random_init - 1 if norm else 0):
                 other, loss = search(group, random_start=True)
                 better = loss < best_loss
                 best = torch.where(better[:, None, None, None], other, best)
@@ -122,16 +132,67 @@ def universal_perturbations(
 
 
 @dataclass
+class _Ball:
+    """Steps of normalised gradients, and what keeps them in an L2 or L-infinity ball around nothing."""
+
+    eps: float
+    eps_step: float
+    norm: float
+
+    def start(self, r: torch.Tensor) -> torch.Tensor:
+        """Return a random perturbation for each of those given."""
+        drawn = torch.randn(r.shape).to(r.device) if self.norm == 2 else 2 * torch.rand(r.shape).to(r.device) - 1
+        length = torch.rand(len(r)).to(r.device)[:, None, None, None]
+        return self._inside(self._unit(drawn) * self.eps * length if self.norm == 2 else drawn * self.eps)
+
+    def step(self, r: torch.Tensor, gradient: torch.Tensor, done: float) -> torch.Tensor:
+        """Return perturbations after a step against the gradient; `done` is the share of the steps before it."""
+        direction = self._unit(gradient) if self.norm == 2 else gradient.sign()
+        return self._inside(r - self.eps_step * direction)
+
+    @staticmethod
+    def _unit(r: torch.Tensor) -> torch.Tensor:
+        return r / r.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+
+    def _inside(self, r: torch.Tensor) -> torch.Tensor:
+        if self.norm == 2:
+            length = r.flatten(1).norm(dim=1)[:, None, None, None]
+            return r * (self.eps / length.clamp(min=1e-12)).clamp(max=1)
+        return r.clamp(-self.eps, self.eps)
+
+
+@dataclass
+class _Pixels:
+    """The same for a ball in the L0 norm of pixels: iterative hard thresholding."""
+
+    eps: float
+    eps_step: float
+    channel: int
+
+    def start(self, r: torch.Tensor) -> torch.Tensor:
+        """Return no perturbation."""
+        return r
+
+    def step(self, r: torch.Tensor, gradient: torch.Tensor, done: float) -> torch.Tensor:
+        """Return perturbations after a step against the gradient; `done` is the share of the steps before it."""
+        steepest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+        r = (r - self.eps_step * gradient / steepest).clamp(-1, 1)
+        change = r.abs().sum(dim=self.channel % 3 + 1, keepdim=True)
+        # From ten times as many pixels down to the right number, which the last third of the steps have.
+        count = min(int(self.eps * max(1.0, 10 - 13.5 * done)), change[0].numel())
+        kept = change.flatten(1).topk(count, dim=1).indices
+        return r * torch.zeros_like(change).flatten(1).scatter_(1, kept, 1.0).view_as(change)
+
+
+@dataclass
 class _Search:
-    """Steps of normalised gradients towards several labels at once, on pixels in [0, 1]."""
+    """Perturbations towards several labels at once, on pixels in [0, 1]."""
 
     module: torch.nn.Module
     x: torch.Tensor
     y: torch.Tensor
     clip_values: tuple[float, float]
-    norm: float
-    eps: float
-    eps_step: float
+    ball: _Ball | _Pixels
     max_iter: int
     batch_size: int
     modulo: int | None = None
@@ -145,14 +206,12 @@ class _Search:
         x, y, device = self.x, self.y, self.y.device
         r = torch.zeros(len(labels), *x.shape[1:], device=device)
         if random_start:
-            drawn = torch.randn(r.shape).to(device) if self.norm == 2 else 2 * torch.rand(r.shape).to(device) - 1
-            length = torch.rand(len(r)).to(device)[:, None, None, None]
-            r = self._project(self._unit(drawn) * self.eps * length if self.norm == 2 else drawn * self.eps)
+            r = self.ball.start(r)
         # Whole batches, from an order that is drawn again when it is used up.
         size = min(self.batch_size, len(x))
         order = torch.empty(0, dtype=torch.long)
         loss = torch.zeros(len(labels), device=x.device)
-        for _ in range(self.max_iter):
+        for number in range(self.max_iter):
             if len(order) < size:
                 order = torch.randperm(len(x))
             index, order = order[:size], order[size:]
@@ -165,19 +224,8 @@ class _Search:
             loss = (each * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
             (gradient,) = torch.autograd.grad(loss.sum(), r)
             with torch.no_grad():
-                direction = self._unit(gradient) if self.norm == 2 else gradient.sign()
-                r = self._project(r - self.eps_step * direction)
+                r = self.ball.step(r, gradient, number / self.max_iter)
         return r.detach(), loss.detach()
-
-    @staticmethod
-    def _unit(r: torch.Tensor) -> torch.Tensor:
-        return r / r.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
-
-    def _project(self, r: torch.Tensor) -> torch.Tensor:
-        if self.norm == 2:
-            length = r.flatten(1).norm(dim=1)[:, None, None, None]
-            return r * (self.eps / length.clamp(min=1e-12)).clamp(max=1)
-        return r.clamp(-self.eps, self.eps)
 
 
 def _wanted(labels: torch.Tensor, y: torch.Tensor, modulo: int | None) -> torch.Tensor:

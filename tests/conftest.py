@@ -1,6 +1,7 @@
 """An infected classifier, small classifiers in every encoding of pixels, and a watch over what must not change."""
 
 import copy
+import os
 import pickle
 import random
 import re
@@ -21,6 +22,9 @@ from art_aft.models import WideResNet
 from art_aft.perturbations import BadNets
 from art_aft.poisoning import AllToOne, poison
 from art_aft.training import Recipe, fit
+
+# Many tests compare bit for bit, or call a model by hand on the processor. Set it to "0" to try the first GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # Two threads that wait for each other on a busy machine can take fifty times as long as one.
 torch.set_num_threads(1)

@@ -155,7 +155,8 @@ class TestResult:
         expected = quick(name, classifier, **radius)(x, y=y).predict(x)
         with untouched(given.classifier):
             purified = quick(name, given.classifier, **scaled)(given.encode(x), y=y)
-        np.testing.assert_allclose(purified.predict(given.encode(x)), expected, atol=1e-3)
+        # Rounding may choose another pixel for a sparse perturbation.
+        np.testing.assert_allclose(purified.predict(given.encode(x)), expected, atol=5e-3)
         assert np.abs(expected - classifier.predict(x)).max() > 0.01
 
     def test_a_default_run_works_on_fewer_images_than_a_batch(self, name, data, victim):

@@ -22,6 +22,7 @@ from conftest import (
 )
 
 from art_aft.classifier import build_classifier
+from art_aft.devices import images_at_a_time
 from art_aft.evasion import TorchAttacksPGD
 
 NORMS = (np.inf, 2)
@@ -220,6 +221,41 @@ class TestEncodings:
         expected = attack(tiny_classifier(), **settings).generate(x, y)
         examples = attack(given.classifier, eps=0.06 * given.spread, **settings).generate(given.encode(x), y)
         np.testing.assert_allclose(given.decode(examples), expected, atol=1e-5)
+
+
+class TestMemory:
+    """Where a GPU's memory does not hold as many images as would keep it busy."""
+
+    @staticmethod
+    def holding(most):
+        classifier, seen = tiny_classifier(), []
+
+        def forward(model, images):
+            seen.append(len(images[0]))
+            if len(images[0]) > most:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+
+        classifier.model.register_forward_pre_hook(forward)
+        return classifier, seen
+
+    def test_fewer_images_are_attacked_at_a_time(self, data):
+        classifier, seen = self.holding(6)
+        examples = attack(classifier).generate(*data)
+        np.testing.assert_array_equal(examples, attack(tiny_classifier()).generate(*data))
+        # 20 of 128, of 64, of 32, of 16, of 8 and then of 4.
+        assert seen[:6] == [20, 20, 20, 16, 8, 4]
+        assert set(seen[6:]) == {4}
+
+    @pytest.mark.parametrize(("most", "settings"), [(6, {"batch_size": 8}), (0, {})])
+    def test_what_was_asked_for_or_one_image_is_an_error(self, most, settings, data):
+        classifier, _ = self.holding(most)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            attack(classifier, **settings).generate(*data)
+
+    def test_a_gpu_gets_as_many_pixels_whatever_the_side_and_a_processor_few_images(self):
+        gpu, cpu = torch.device("cuda"), torch.device("cpu")
+        assert [images_at_a_time(gpu, (3, side, side)) for side in (32, 64, 224)] == [1024, 256, 32]
+        assert images_at_a_time(cpu, (3, 32, 32)) == images_at_a_time(cpu, (3, 224, 224)) == 128
 
 
 class TestLabels:

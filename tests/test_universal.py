@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import (
     ENCODINGS,
     NB_CLASSES,
@@ -82,6 +83,32 @@ class TestSearch:
         assert (lengths(r) if norm == 2 else np.abs(r)).max() <= 0.3 + 1e-6
         assert (lengths(r) if norm == 2 else np.abs(r).max(axis=(1, 2, 3))).min() > 0.15
 
+    @pytest.mark.parametrize("shape", [SHAPE, (12, 12, 3)])
+    def test_or_changes_few_pixels_those_that_the_labels_differ_most_in(self, shape):
+        """A linear model of two classes: the best pixels are those with the greatest differences, in all channels."""
+        rng = np.random.default_rng(3)
+        channel = 0 if shape == SHAPE else 2
+        weights = rng.normal(size=(2, *shape)).astype(np.float32) / 50
+        row, column = np.unravel_index(rng.permutation(144)[:5], (12, 12))
+        np.moveaxis(weights, channel + 1, 1)[1][:, row, column] += 0.5
+        x = rng.uniform(0.4, 0.6, (60, *shape)).astype(np.float32)
+        classifier = linear_classifier(weights, channels_first=channel == 0)
+        r = universal_perturbations(classifier, x, np.arange(60) % 2, norm=0, eps=5, precision="float32")
+        by_pixel = np.moveaxis(r, channel + 1, 1)
+        changed = np.zeros((12, 12), dtype=bool)
+        changed[row, column] = True
+        for label, sign in ((0, -1), (1, 1)):
+            np.testing.assert_array_equal((by_pixel[label] != 0).all(axis=0), changed)
+            np.testing.assert_array_equal((by_pixel[label] != 0).any(axis=0), changed)
+            # Where all images have come to the end of the range, nothing is left to win.
+            assert (sign * by_pixel[label][:, row, column] > 0.55).all()
+
+    def test_and_no_more_pixels_than_that(self):
+        x, y = tiny_data(24)
+        r = universal_perturbations(tiny_classifier(), x, y, norm=0, eps=7, max_iter=6, num_random_init=2)
+        np.testing.assert_array_equal((r != 0).any(axis=1).sum(axis=(1, 2)), 7)
+        assert 0.25 < np.abs(r).max() <= 1
+
     def test_labels_do_not_depend_on_each_other(self):
         x, y = tiny_data(24)
         settings = {"eps": 0.5, "max_iter": 5, "batch_size": 8, "precision": "float32"}
@@ -89,14 +116,16 @@ class TestSearch:
         alone = universal_perturbations(tiny_classifier(), x, y, labels=[2], **settings)
         np.testing.assert_allclose(alone[0], together[2], atol=1e-5)
 
+    @pytest.mark.parametrize("norm", [2, 0])
     @pytest.mark.parametrize("encoding", ENCODINGS)
-    def test_the_same_network_on_other_pixels_has_the_same(self, encoding):
+    def test_the_same_network_on_other_pixels_has_the_same(self, encoding, norm):
         x, y = tiny_data(24)
         given = encoded(encoding, TinyNet(), SHAPE, NB_CLASSES)
-        settings = {"max_iter": 5, "precision": "float32"}
-        expected = universal_perturbations(tiny_classifier(), x, y, eps=0.5, **settings)
+        settings = {"norm": norm, "max_iter": 5, "precision": "float32"}
+        eps = {2: (0.5, 0.5 * given.spread), 0: (7, 7)}[norm]
+        expected = universal_perturbations(tiny_classifier(), x, y, eps=eps[0], **settings)
         with untouched(given.classifier):
-            found = universal_perturbations(given.classifier, given.encode(x), y, eps=0.5 * given.spread, **settings)
+            found = universal_perturbations(given.classifier, given.encode(x), y, eps=eps[1], **settings)
         np.testing.assert_allclose(given.decode(found), expected, atol=1e-4)
 
     def test_a_seed_fixes_every_bit(self):
@@ -128,6 +157,7 @@ class TestSearch:
         [
             ({"norm": 1}, "norm: got 1"),
             ({"eps": 0}, "eps: got 0"),
+            ({"norm": 0, "eps": 0.5}, "eps: got 0.5"),
             ({"eps_step": -1}, "eps_step: got -1"),
             ({"max_iter": 0}, "max_iter: got 0"),
             ({"labels": [9]}, "labels: got 9"),
@@ -144,6 +174,11 @@ class TestSearch:
         assert default_eps(2, (3, 32, 32), (0, 1)) == 1.0
         assert default_eps(2, (3, 224, 224), (0, 1)) == pytest.approx(7.0)
         assert default_eps(np.inf, (3, 32, 32), (0, 255)) == pytest.approx(4.0)
+
+    def test_and_for_pixels_their_share_but_at_least_twelve(self):
+        sides = {8: 12, 32: 12, 64: 48, 224: 588}
+        assert {side: default_eps(0, (3, side, side), (0, 255)) for side in sides} == sides
+        assert default_eps(0, (64, 64, 3), (0, 1)) == default_eps(0, (1, 64, 64), (0, 1)) == 48
 
 
 def test_carried_counts_images_of_other_labels(two_classes):
@@ -192,3 +227,79 @@ class TestSharedAdversary:
         # The infected model gives way to the attacker's label first.
         shares = carried(infected.classifier, infected.x, infected.y, defence.perturbations, range(10))
         assert shares.argmax() == 0
+
+
+class TestMixedPerturbations:
+    """Some of the shared perturbations change few pixels; some lead to the label that stands out in the weights."""
+
+    @staticmethod
+    def favouring(label):
+        """A classifier whose last layer has more to say for one label."""
+        classifier = tiny_classifier()
+        with torch.no_grad():
+            classifier.model.fc.weight[label] += 4
+        return classifier
+
+    def test_the_given_share_is_sparse(self):
+        x, y = np.tile(tiny_data(24)[0], (20, 1, 1, 1)), np.tile(tiny_data(24)[1], 20)
+        settings = {"norm": 2, "eps": 0.4, "max_iter": 3, "precision": "float32", "clip": False}
+        defence = AdversarialFineTuning(tiny_classifier(), adversary="shared", sparse_share=0.25, **settings)
+        moved = defence._adversarial_examples(tiny_classifier(), x, y) - x
+        pixels = (np.abs(moved) > 1e-6).any(axis=1).sum(axis=(1, 2))
+        assert set(pixels) == {12, 144}
+        assert np.mean(pixels == 12) == pytest.approx(0.25, abs=0.06)  # three standard deviations of 480 draws
+        options = defence.perturbations.reshape(2, NB_CLASSES, -1)
+        nearest = np.abs(moved.reshape(480, 1, -1) - options[(pixels == 12).astype(int)]).max(axis=2)
+        assert (nearest.min(axis=1) < 1e-5).all()
+        assert (nearest.argmin(axis=1) != y).all()
+
+    @pytest.mark.parametrize("label", [0, 2])
+    def test_the_given_share_is_led_to_the_label_that_stands_out(self, label):
+        x, y = tiny_data(24)
+        classifier = self.favouring(label)
+        defence = AdversarialFineTuning(
+            classifier, adversary="shared", focus=0.6, norm=2, max_iter=2, nb_epochs=0, clean_epochs=0, mirror=False
+        )
+        defence(x, y=y)
+        assert defence.suspect == label
+        labels = torch.from_numpy(np.arange(4000) % NB_CLASSES)
+        towards = defence._elsewhere(labels, NB_CLASSES, 1).numpy()
+        others = labels.numpy() != label
+        assert (towards != labels.numpy()).all()
+        # Of those that are not led there, one in three comes there by chance.
+        assert np.mean(towards[others] == label) == pytest.approx(0.6 + 0.4 / 3, abs=0.03)
+        assert np.bincount(towards[~others], minlength=NB_CLASSES)[label] == 0
+
+    def test_where_none_stands_out_all_labels_are_as_likely(self):
+        x, y = tiny_data(24)
+        classifier = tiny_classifier()
+        with torch.no_grad():
+            classifier.model.fc.weight.copy_(torch.eye(NB_CLASSES).repeat(1, 2))
+        defence = AdversarialFineTuning(
+            classifier, adversary="shared", focus=0.6, norm=2, max_iter=2, nb_epochs=0, clean_epochs=0, mirror=False
+        )
+        defence(x, y=y)
+        assert defence.suspect is None
+        labels = torch.from_numpy(np.arange(4000) % NB_CLASSES)
+        shifts = (defence._elsewhere(labels, NB_CLASSES, 1) - labels).numpy() % NB_CLASSES
+        np.testing.assert_allclose(
+            np.bincount(shifts, minlength=NB_CLASSES) / 4000, [0, 1 / 3, 1 / 3, 1 / 3], atol=0.03
+        )
+
+    @pytest.mark.parametrize("name", ["sparse_share", "focus"])
+    @pytest.mark.parametrize(
+        ("value", "message"), [(1.5, "got 1.5"), (-0.1, "got -0.1"), (0.5, "got 0.5 with adversary 'per_image'")]
+    )
+    def test_bad_settings_are_named(self, name, value, message):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            AdversarialFineTuning(tiny_classifier(), **{name: value})
+
+    def test_the_preset_removes_a_backdoor(self, infected):
+        defence = AdversarialFineTuning(
+            infected.classifier, preset="mixed", eps=0.6, batch_size=32, learning_rate=0.02, padding=0, mirror=False
+        )
+        with untouched(infected.classifier):
+            scores = infected.scores(defence(infected.x, y=infected.y))
+        assert infected.scores(infected.classifier).asr > 0.95
+        assert scores.asr < 0.05
+        assert defence.found.shape == (20, *infected.x.shape[1:])

@@ -6,16 +6,22 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer
+from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
 from art_aft.classifier import predict_labels
 from art_aft.defences.purification import Tuning
 from art_aft.evasion import TorchAttacksPGD
+from art_aft.head import output_weights
 from art_aft.large_data import chunks, empty, take
+from art_aft.outlier import favoured_label
 from art_aft.pixels import to_float
 from art_aft.processes import number_of_first
 from art_aft.universal import carried, default_eps, universal_perturbations
+
+#: How likely by chance a label may stand out at most, to be one that examples are led to more often.
+SUSPICIOUS = 0.1
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -40,6 +46,10 @@ class Adversary(Tuning):
         unchanged, or "skip" them in Stage 2.
     :param regenerate: When examples are made: "once" from the infected model (Algorithm 1), or again from the current
         model at every "epoch" or "batch" (the authors' later code).
+    :param sparse_share: With "shared", the share of examples, in [0, 1], whose perturbation changes few pixels by much
+        (norm 0 of `universal_perturbations`) instead of all by little.
+    :param focus: With "shared", the share of examples, in [0, 1], that are led to the label that stands out in the last
+        layer's weights (`favoured_label`), where one does with a probability by chance of `SUSPICIOUS` or less.
     :param augment_first: Whether images are cropped and mirrored before they are attacked and not afterwards, as the
         paper does without clean data; for "shared" afresh in every batch.
     :param n_views: With `augment_first`, how many augmented copies of each image.
@@ -59,6 +69,8 @@ class Adversary(Tuning):
     attack_labels: str = "given"
     misclassified: str = "attack"
     regenerate: str = "once"
+    sparse_share: float = 0.0
+    focus: float = 0.0
     augment_first: bool = False
     n_views: int = 1
 
@@ -69,11 +81,18 @@ class Adversary(Tuning):
         self.radius = self._attack(self.classifier, None if self.eps == "auto" else self.eps).eps
         self.known: np.ndarray | None = None  # shared perturbations of an earlier run
         self.found: np.ndarray | None = None  # those of the infected model
-        self.perturbations: np.ndarray | None = None  # the latest
+        # The latest; behind those of all labels, with `sparse_share`, as many sparse ones.
+        self.perturbations: np.ndarray | None = None
+        self.suspect: int | None = None
         check_choice("adversary", self.adversary, ("per_image", "shared"))
         check_choice("attack_labels", self.attack_labels, ("given", "predicted"))
         check_choice("misclassified", self.misclassified, ("attack", "keep", "skip"))
         check_choice("regenerate", self.regenerate, ("once", "epoch", "batch"))
+        check_number("sparse_share", self.sparse_share, minimum=0.0, maximum=1.0)
+        check_number("focus", self.focus, minimum=0.0, maximum=1.0)
+        for name in ("sparse_share", "focus"):
+            if getattr(self, name) and self.adversary != "shared":
+                raise ValueError(f"{name}: got {getattr(self, name):g} with adversary {self.adversary!r}, expected 0")
         check_flag("augment_first", self.augment_first)
         check_integer("n_views", self.n_views, 1)
         if self.n_views > 1 and not self.augment_first:
@@ -84,6 +103,7 @@ class Adversary(Tuning):
     def _attack_infected(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return adversarial examples of the infected classifier; the images themselves where they are made later."""
         self.perturbations = self.known
+        self.suspect = self._suspect(x) if self.focus else None
         given = None if self.eps == "auto" else self._attack(classifier, self.eps).eps
         self.radius = given or self._working_radius(classifier, x, y)
         if self._fresh_views:
@@ -96,6 +116,11 @@ class Adversary(Tuning):
     def _fresh_views(self) -> bool:
         """Whether perturbations that all images share are put on views of them that are new in every batch."""
         return self.augment_first and self.adversary == "shared" and (self.regenerate, self.n_views) == ("once", 1)
+
+    @property
+    def _only_added(self) -> bool:
+        """Whether examples of a batch are its images and perturbations that are known: nobody asks the model."""
+        return self._fresh_views and self.attack_labels == "given" and self.misclassified != "keep"
 
     @property
     def _made_in_batches(self) -> bool:
@@ -153,15 +178,30 @@ class Adversary(Tuning):
 
     def _shared_examples(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int) -> np.ndarray:
         """Return each image with the perturbation towards another label than its own, drawn anew every turn."""
-        y = self._find_shared(classifier, x, y, turn)
-        rng = np.random.default_rng(self._stream(4, turn))
-        towards = (y + rng.integers(1, classifier.nb_classes, len(y))) % classifier.nb_classes
-        low, high = check_clip_values("clip_values", classifier.clip_values)
+        labels = torch.from_numpy(self._find_shared(classifier, x, y, turn))
+        perturbations = torch.from_numpy(cast(np.ndarray, self.perturbations))
+        towards = self._elsewhere(labels, classifier.nb_classes, turn)
+        clip_values = check_clip_values("clip_values", classifier.clip_values)
         adversarial = empty(x.shape, np.float32, like=x)
         for part in chunks(x):
-            moved = to_float(x[part], (low, high)) + cast(np.ndarray, self.perturbations)[towards[part]]
-            adversarial[part] = np.clip(moved, low, high) if self.clip else moved
+            pixels = torch.from_numpy(to_float(x[part], clip_values))
+            adversarial[part] = self._perturbed(pixels, perturbations[towards[part]], clip_values).numpy()
         return adversarial
+
+    def _elsewhere(self, labels: torch.Tensor, nb_classes: int, turn: int) -> torch.Tensor:
+        """Return which perturbation each image gets: one towards another label than its own, drawn anew every turn."""
+        rng = np.random.default_rng(self._stream(4, turn))
+        drawn = rng.integers(1, nb_classes, len(labels))
+        towards = (labels + torch.from_numpy(drawn).to(labels.device)) % nb_classes
+        if self.suspect is not None:
+            focused = torch.from_numpy(rng.random(len(labels)) < self.focus).to(labels.device)
+            towards = towards.where(~focused | (labels == self.suspect), torch.full_like(towards, self.suspect))
+        if self.sparse_share:
+            towards += nb_classes * torch.from_numpy(rng.random(len(labels)) < self.sparse_share).to(labels.device)
+        return towards
+
+    def _perturbed(self, x: torch.Tensor, r: torch.Tensor, clip_values: tuple[float, float]) -> torch.Tensor:
+        return (x + r).clamp(*clip_values) if self.clip else x + r
 
     def _find_shared(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int = 0) -> np.ndarray:
         """Look for the shared perturbations where there are none for this turn; return the labels to lead away from."""
@@ -169,25 +209,40 @@ class Adversary(Tuning):
         if self.perturbations is None or (turn and self.regenerate != "once"):
             attack = self._attack(classifier, self.radius)
             self.perturbations = self._shared_perturbations(classifier, x, y, attack, turn)
+        if self.sparse_share and len(self.perturbations) == classifier.nb_classes:
+            sparse = self._universal(classifier, x, y, turn, norm=0, max_iter=self.max_iter or 30)
+            self.perturbations = np.concatenate([self.perturbations, sparse])
         return y
+
+    def _suspect(self, x: np.ndarray) -> int | None:
+        """Return the label that stands out in the infected model's last layer, if one does."""
+        weights = output_weights(self.classifier, x)
+        if weights is None or len(weights) < 3:
+            return None
+        values, chance, _ = favoured_label(weights)
+        return int(values.argmax()) if chance <= SUSPICIOUS else None
 
     def _shared_perturbations(
         self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, attack: TorchAttacksPGD, turn: int = 0
     ) -> np.ndarray:
         """Return a perturbation for each label, in the attack's ball."""
-        return universal_perturbations(
+        return self._universal(
             classifier,
             x,
             y,
+            turn,
             norm=2 if self.norm == 2 else np.inf,
             eps=attack.eps,
             eps_step=self.eps_step,
-            max_iter=20 if self.max_iter is None else self.max_iter,
+            max_iter=self.max_iter or 20,
             num_random_init=self.num_random_init,
-            precision=self.precision,
-            seed=self._stream(0, turn),
-            verbose=self.verbose and turn == 0,
         )
+
+    def _universal(
+        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, turn: int, **settings: Any
+    ) -> np.ndarray:
+        own: dict[str, Any] = {"precision": self.precision, "verbose": self.verbose and turn == 0}
+        return universal_perturbations(classifier, x, y, seed=self._stream(0, turn), **own, **settings)
 
     def _attack(self, classifier: PyTorchClassifier, eps: Any) -> TorchAttacksPGD:
         names = ("norm", "eps_step", "num_random_init", "clip", "training_mode", "precision")

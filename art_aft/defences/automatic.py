@@ -24,7 +24,7 @@ from art_aft.processes import number_of_first
 #: What is tried, the setting that forgets most first. After the pruning, two thirds of clean images forget as well as
 #: half, and keep more accuracy.
 CANDIDATES: tuple[Mapping[str, Any], ...] = tuple(
-    {"preset": "distilled", "eps": "auto", "clean_share": 2 / 3, "learning_rate": rate} for rate in (0.1, 0.05, 0.02)
+    {"preset": "mixed", "eps": "auto", "clean_share": 2 / 3, "learning_rate": rate} for rate in (0.05, 0.02, 0.01)
 )
 
 
@@ -81,7 +81,7 @@ class AutomaticFineTuning(Composed, Purification):
     _: KW_ONLY
     candidates: Sequence[Mapping[str, Any]] = CANDIDATES
     max_accuracy_drop: float = 0.05
-    pruning_drop: float = 0.04
+    pruning_drop: float = 0.02
     otherwise: str = "return"
     held_out: float = 0.2
 

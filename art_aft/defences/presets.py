@@ -18,6 +18,8 @@ _SHARED: Mapping[str, Any] = {
     "schedule": "one_cycle",
 }
 
+_DISTILLED: Mapping[str, Any] = {**_SHARED, "distillation": 3.0, "nb_epochs": 20, "augment_first": True}
+
 ADVERSARIAL_FINE_TUNING: Mapping[str, Mapping[str, Any]] = {
     "paper": {**_WRN, "regenerate": "once", "clean_share": 0.0},
     "no_clean_data": {
@@ -29,5 +31,6 @@ ADVERSARIAL_FINE_TUNING: Mapping[str, Mapping[str, Any]] = {
         "n_looks": 20,
     },
     "shared": _SHARED,
-    "distilled": {**_SHARED, "distillation": 3.0, "nb_epochs": 20, "augment_first": True},
+    "distilled": _DISTILLED,
+    "mixed": {**_DISTILLED, "sparse_share": 0.5, "focus": 0.75},
 }

@@ -46,7 +46,7 @@ class ProgressiveErasing(Composed, Purification):
     the authors' later code and Algorithm 1.
 
     :param classifier: The classifier that may be infected.
-    :param settings: Of `AdversarialFineTuning`; None is its preset "distilled". Those of `Composed` come before them.
+    :param settings: Of `AdversarialFineTuning`; None is its preset "mixed". Those of `Composed` come before them.
         Judges learn labels alone (`distillation=0`): they are to doubt the infected classifier.
     :param n_folds: How many parts the labels are dealt into; with 1, no label is left out.
     :param fold_steps: Stage 2's steps for each fold.
@@ -122,7 +122,7 @@ class ProgressiveErasing(Composed, Purification):
         self, classifier: PyTorchClassifier, n: int, max_steps: int | None = None, **changes: Any
     ) -> AdversarialFineTuning:
         """Return a run for n images."""
-        settings = {"preset": "distilled"} if self.settings is None else self.settings
+        settings = {"preset": "mixed"} if self.settings is None else self.settings
         return self._fine_tuning(classifier, {**settings, **changes}, n, max_steps=max_steps)
 
     def _as_in_first(self, values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """
-How fast the work is done, as ratios within one run: Stage 1, fine-tuning, whole defences, precisions, growing data.
+How fast the work is done, as ratios within one run: Stage 1, fine-tuning, matrix units, whole defences, precisions,
+growing data.
 
 Each ratio is taken of two runs one after the other, several times; the table shows the median and the range. Run it on
 a machine that does nothing else.
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD
 from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from art_aft.classifier import build_classifier, clone, predict_labels
 from art_aft.commands.options import command_line
+from art_aft.datasets import load
 from art_aft.defences import DEFENCES, AdversarialFineTuning
-from art_aft.devices import PeakMemory, has_bfloat16_units
+from art_aft.devices import PeakMemory, has_bfloat16_units, images_at_a_time
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.infection import Infection, Row, Scene, plant
 from art_aft.metrics import evaluate
@@ -38,7 +42,12 @@ from art_aft.training import Recipe, fit
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 # Model, images for Stage 1, images for an epoch: enough for whole batches, few enough for ART's slowest.
-MODELS = (("wrn-16-1", 256, 2560), ("preactresnet-18", 128, 512))
+ON_GPU = torch.cuda.is_available()
+MODELS = (
+    (("wrn-16-1", 2048, 5120), ("preactresnet-18", 2048, 5120))
+    if ON_GPU
+    else (("wrn-16-1", 256, 2560), ("preactresnet-18", 128, 512))
+)
 ART_TRAINER = "ART AdversarialTrainerMadryPGD"
 IMAGES, SIDES = (1000, 5000, 25_000), (32, 64, 224)
 
@@ -74,9 +83,9 @@ class Bare:
             return self.model(x.contiguous(memory_format=torch.channels_last) if self.low else x).float()
 
 
-def bare_attack(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, batch_size: int = 128) -> None:
-    """Projected gradient descent as a loop."""
-    call = Bare(classifier)
+def bare_attack(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
+    """Projected gradient descent as a loop, on as many images at a time as the device likes."""
+    call, batch_size = Bare(classifier), images_at_a_time(classifier.device, classifier.input_shape)
     call.model.eval().requires_grad_(False)
     for start in range(0, len(x), batch_size):
         clean = torch.from_numpy(x[start : start + batch_size]).to(classifier.device)
@@ -106,7 +115,7 @@ def seconds(work: Callable[[], Any]) -> float:
     """Return how long it takes, to the last kernel."""
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
+    if ON_GPU:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
@@ -177,12 +186,49 @@ def fine_tuning(options: argparse.Namespace) -> Iterator[Row]:
             }
 
 
+def matrix_rate(options: argparse.Namespace, side: int = 8192) -> Iterator[Row]:
+    """Which share of what the device reaches in a large bfloat16 matrix product PreActResNet-18 keeps busy."""
+    side, (model, count, epoch) = side if ON_GPU else side // 8, MODELS[1]
+    classifier, (x, y) = new(model), images(epoch)
+    device, recipe = classifier.device, Recipe(nb_epochs=1, batch_size=128, learning_rate=0.01)
+    factor = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    with FlopCounterMode(display=False) as one_pass, torch.no_grad():
+        classifier.model(torch.zeros(1, *classifier.input_shape, device=device))
+    forward = one_pass.get_total_flops()
+    own = TorchAttacksPGD(classifier, eps=EPS, eps_step=STEP, max_iter=STEPS)
+    # A backward pass costs as much as a forward one towards the activations, and again towards the weights.
+    works = {
+        "stage 1": (count * STEPS * 2 * forward, lambda: own.generate(x[:count], y[:count])),
+        "epoch": (epoch * 3 * forward, lambda: fit(classifier, x, y, recipe)),
+    }
+    for name, (operations, work) in works.items():
+        # As many products as one work takes, at least, so that their end is not all that is timed.
+        products = max(1, operations // (2 * side**3))
+        matrices = partial(lambda n: [factor @ factor for _ in range(n)], products)
+        row = paired(work, matrices, options.repeats)
+        rate = products * 2 * side**3 / (row["times_as_fast"] * row["seconds"])
+        yield {
+            "what": "matrices",
+            "model": model,
+            "than": f"bfloat16 matrix product of {side}, in {name}",
+            "images": count if name == "stage 1" else epoch,
+            "teraflops_of_matrices": rate / 1e12,
+            **row,
+            "times_as_fast": operations / row["seconds"] / rate,
+            "range": [value * operations / (products * 2 * side**3) for value in row["range"]],
+        }
+
+
+# Loaded once, not once for each defence.
+data_set = cache(load)
+
+
 def infected(options: argparse.Namespace) -> Scene:
     """Return a classifier with a BadNets backdoor, its data, and the defender's."""
     recipe = RECIPES["digits"] if options.data == "digits" else RECIPES["paper"]
     model, share = ("wrn-10-1", 0.1) if options.data == "digits" else ("wrn-16-1", 0.05)
     infection = Infection("badnets", data=options.data, model=model, clean_share=share, recipe=recipe)
-    return plant(infection, store=options.store)
+    return plant(infection, dataset=data_set(options.data), store=options.store)
 
 
 def madry(scene: Scene) -> None:
@@ -229,8 +275,11 @@ def end_to_end(options: argparse.Namespace) -> Iterator[Row]:
         options = argparse.Namespace(**{**vars(options), "store": options.store or Path(folder)})
         infected(options)
         for name, preset in (*cases, (ART_TRAINER, None)):
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                row = pool.submit(one_defence, options, name, preset).result()
+            if ON_GPU:  # whose memory torch counts, whatever else the process has
+                row = one_defence(options, name, preset)
+            else:
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    row = pool.submit(one_defence, options, name, preset).result()
             first = first or row["seconds"]
             yield {**row, "times_as_fast": row["seconds"] / first}
 
@@ -297,6 +346,7 @@ def sizes(options: argparse.Namespace) -> Iterator[Row]:
 PARTS = {
     "stage_1": stage_1,
     "fine_tuning": fine_tuning,
+    "matrix_rate": matrix_rate,
     "end_to_end": end_to_end,
     "precision": precision,
     "sizes": sizes,
