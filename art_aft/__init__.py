@@ -12,7 +12,8 @@ from art_aft.defences import (
 from art_aft.evasion import TorchAttacksPGD
 from art_aft.metrics import Scores, evaluate
 from art_aft.poisoning import AllToAll, AllToOne, PoisonedData, poison
-from art_aft.scan import BackdoorScan, ScanReport
+from art_aft.scan import BackdoorScan
+from art_aft.signs import ScanReport
 
 __all__ = [
     "AdversarialFineTuning",

@@ -15,7 +15,7 @@ from art_aft.experiment import DEMO_EPS, Row, Scene, adversarial_examples
 from art_aft.infection import environment
 from art_aft.metrics import label_matrix
 from art_aft.perturbations import stamp
-from art_aft.scan import ScanReport
+from art_aft.signs import ScanReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

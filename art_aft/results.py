@@ -178,7 +178,8 @@ def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     titles = {
         **DEFENCE_TITLES,
         "aft_stage_2": "AFT, Stage 2",
-        "progressive_erasing_2": "progressive erasing, two rounds",
+        "progressive_erasing": "progressive erasing, distilled",
+        "progressive_erasing_2": "progressive erasing, distilled, two rounds",
         "aft_not_augmented": "AFT, not augmented",
         "aft_shared": "AFT, shared perturbations",
         "aft_distilled": "AFT, shared perturbations, distilled",

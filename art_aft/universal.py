@@ -26,13 +26,13 @@ def default_eps(norm: float, input_shape: Sequence[int], clip_values: tuple[floa
     Return the radius of a ball that is about as small for images of any size.
 
     :param norm: np.inf: 4/255 of the range; 2: 1.0 of the range for 32x32x3 values, and as the square root of their
-        number for others; 0: 12 pixels of up to 32x32, and in proportion to their number for larger images.
+        number for others; 0: 12 pixels of 32x32, and in proportion to their number for others, but one at least.
     :param input_shape: The shape of an image.
     :param clip_values: The pixel range.
     """
     if norm == 0:
         height, width = sorted(input_shape)[1:]  # channels are fewer
-        return float(max(12, round(12 * height * width / 1024)))
+        return float(max(1, round(12 * height * width / 1024)))
     fraction = 4 / 255 if norm == np.inf else (np.prod(input_shape) / 3072) ** 0.5
     return float(fraction * (clip_values[1] - clip_values[0]))
 

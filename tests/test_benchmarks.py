@@ -209,3 +209,29 @@ def test_the_last_layers_benchmark_has_a_row_for_each_model(tmp_path, monkeypatc
     assert [row["kind"] for row in rows] == 2 * ["clean", "badnets", "blend"]
     assert [row["target"] for row in rows] == 2 * [None, 1, 1]
     assert all(row["verdict"] in ("infected", "cannot tell") for row in rows)
+
+
+def test_progressive_erasing_is_summed_up_by_poisoning_ratio(tmp_path, monkeypatch, capsys):
+    benchmark = module("progressive_erasing")
+    scores = {0.01: [(0.9, 0.8, 0.7, 0.1), (0.8, 0.6, 0.7, 0.3)], 0.1: [(0.9, 1.0, 0.85, 0.0), (0.7, 0.9, 0.65, 0.02)]}
+
+    def grid(cells, store, **_):
+        assert [cell.defence for cell in cells] == ["none", "progressive_erasing"] * 4
+        assert not any(cell.clean_data for cell in cells[1::2])
+        values = [value for rate in (0.01, 0.1) for value in scores[rate]]
+        pairs = [pair for acc, asr, acc_after, asr_after in values for pair in ((acc, asr), (acc_after, asr_after))]
+        return [{**cell.facts(), "acc": acc, "asr": asr} for cell, (acc, asr) in zip(cells, pairs, strict=True)]
+
+    monkeypatch.setattr(benchmark, "run_grid", grid)
+    output = tmp_path / "rows.json"
+    monkeypatch.setattr(
+        sys, "argv", ["progressive_erasing.py", "--attacks", "badnets", "blend", "--output", str(output)]
+    )
+    benchmark.main()
+    few, many = json.loads(output.read_text())["rows"][:2]
+    assert (few["rate"], many["rate"]) == (0.01, 0.1)
+    assert (few["mean_asr"], few["worst_asr"]) == pytest.approx((0.2, 0.3))
+    assert (few["mean_acc"], few["mean_acc_lost"]) == pytest.approx((0.7, 0.15))
+    assert (many["mean_asr"], many["worst_asr"]) == pytest.approx((0.01, 0.02))
+    assert (many["mean_acc"], many["mean_acc_lost"]) == pytest.approx((0.75, 0.05))
+    assert "badnets         1 %  progressive_erasing" in capsys.readouterr().out

@@ -11,7 +11,8 @@ from typing import Any
 from art_aft.commands.options import add_model, read_model
 from art_aft.infection import environment
 from art_aft.report import scan_picture
-from art_aft.scan import EFFORTS, BackdoorScan, ScanReport
+from art_aft.scan import EFFORTS, BackdoorScan
+from art_aft.signs import ScanReport
 
 STATUS = {"clean": 0, "infected": 1, "cannot tell": 2}
 

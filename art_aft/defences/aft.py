@@ -60,9 +60,10 @@ class AdversarialFineTuning(Adversary, Purification):
 
     Presets: "paper", Algorithm 1 as printed, with Stages 2 and 3 as WRN-16-1 is trained; "shared", one perturbation a
     label in an L2 ball, half of each batch clean, no Stage 3; "distilled", that and then again, with the clean
-    half taught by the infected model and its result, which is more accurate; "mixed", that with half of the perturbations
-    sparse, and three quarters towards the suspected label, if there is one, which removes more at lower rates;
-    "no_clean_data", for the poisoned training set: cropped and mirrored before Stage 1, no Stage 3, and an early end.
+    half taught by the infected model and its result, which is more accurate; "mixed", that with half of the
+    perturbations sparse, and three quarters towards the suspected label, if there is one, which removes more at lower
+    rates; "no_clean_data", for the poisoned training set: cropped and mirrored before Stage 1, no Stage 3, and an early
+    end.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS

@@ -45,8 +45,9 @@ class AutomaticFineTuning(Composed, Purification):
     The paper sets its perturbation "adaptively" for each attack, which a defender does not know. What a defender can
     see is the accuracy: settings are tried from the strongest on, each as a whole purification of the infected
     classifier, and the first that keeps enough accuracy on held-out clean images is taken. No sign of the backdoor has
-    a say: those that were tried (whether the infected model's perturbations or its reversed triggers still work on the
-    purified one) fall silent long before the backdoor is gone.
+    a say in that: those that were tried (whether the infected model's perturbations or its reversed triggers still work
+    on the purified one) fall silent long before the backdoor is gone. But a label that stands out in the infected
+    model's last layer is where most perturbations lead (`focus`).
 
     Before that, the channels that clean images leave idle are cut off, as fine-pruning does: a backdoor that hides
     there, as that of Input-aware does, survives any fine-tuning that the accuracy permits. The accuracy that it costs,

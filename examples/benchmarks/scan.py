@@ -17,7 +17,8 @@ from tqdm import tqdm
 from art_aft import BackdoorScan, evaluate
 from art_aft.infection import Infection, Row, environment, plant
 from art_aft.recipes import RECIPES
-from art_aft.scan import ALARMS, EFFORTS
+from art_aft.scan import EFFORTS
+from art_aft.signs import ALARMS
 from art_aft.training import Recipe
 
 ATTACKS = ("badnets", "blend", "sig", "input_aware", "wanet")

@@ -1,0 +1,77 @@
+"""
+Progressive erasing with its own settings, without clean data: on victims of several poisoning ratios, before and after.
+A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from art_aft.artefacts import STATIC
+from art_aft.commands.options import command_line
+from art_aft.grid import run_grid
+from art_aft.infection import Row
+from art_aft.report import write_record
+from art_aft.scales import SCALES, Scale, scale
+from art_aft.tasks import Cell
+
+
+def cells(at: Scale, attacks: Sequence[str], rates: Sequence[float]) -> list[Cell]:
+    """Return the cells: of each victim its own, and progressive erasing's on the set that infected it."""
+    settings = at.settings("progressive_erasing", {})
+    found = []
+    for infection in (at.infection(attack, rate=rate) for rate in rates for attack in attacks):
+        found += [
+            Cell(infection),
+            Cell(infection, defence="progressive_erasing", settings=settings, clean_data=False),
+        ]
+    return found
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return the means over attacks, by poisoning ratio: ASR, the worst ASR, accuracy and what was lost of it."""
+    found = []
+    for rate in sorted({row["infection"]["rate"] for row in rows}):
+        own = [row for row in rows if row["infection"]["rate"] == rate]
+        before, after = ([row for row in own if row["defence"] == name] for name in ("none", "progressive_erasing"))
+        acc = sum(row["acc"] for row in after) / len(after)
+        found.append(
+            {
+                "rate": rate,
+                "mean_asr": sum(row["asr"] for row in after) / len(after),
+                "worst_asr": max(row["asr"] for row in after),
+                "mean_acc": acc,
+                "mean_acc_lost": sum(row["acc"] for row in before) / len(before) - acc,
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", choices=SCALES, default="smoke")
+    parser.add_argument("--data", type=Path, help="the folder that the data sets lie in; not for smoke")
+    parser.add_argument("--attacks", nargs="+", default=STATIC)
+    parser.add_argument("--rates", nargs="+", type=float, default=(0.01, 0.1), help="poisoning ratios")
+    parser.add_argument("--store", type=Path, default=Path("art-aft-grid"), help="for models and finished cells")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--output", type=Path, help="a JSON file for the rows")
+    options = parser.parse_args()
+    at = scale(options.scale, options.data)
+    rows = run_grid(cells(at, options.attacks, options.rates), options.store, n_jobs=options.jobs, verbose=True)
+    for row in rows:
+        infection = row["infection"]
+        words = f"{infection['attack']:<12} {100 * infection['rate']:>4g} %  {row['defence']:<20}"
+        print(f"{words} {100 * row['acc']:5.1f} / {100 * row['asr']:5.1f}")
+    told = summary(rows)
+    for each in told:
+        share = {key: f"{100 * value:.1f}" for key, value in each.items() if key != "rate"}
+        print(f"{100 * each['rate']:g} %: {share}")
+    if options.output:
+        write_record(options.output, [*told, *rows], command=command_line(__file__, options), scale=options.scale)
+
+
+if __name__ == "__main__":
+    main()
