@@ -155,13 +155,13 @@ class TorchAttacksPGD(EvasionAttack):
                 keep_buffers=self.training_mode,
                 fold=not self.training_mode,
             ) as module,
+            tqdm(
+                total=own.stop - own.start, desc="Adversarial examples", disable=not shown or None, leave=False
+            ) as bar,
         ):
             module.train(self.training_mode)
             attack = self._torchattack(module, high - low)
             size, start = self.batch_size or images_at_a_time(classifier.device, classifier.input_shape), own.start
-            bar = tqdm(
-                total=own.stop - start, desc="Adversarial examples", disable=None if shown else True, leave=False
-            )
             while start < own.stop:
                 part = slice(start, min(start + size, own.stop))
                 try:
@@ -175,7 +175,6 @@ class TorchAttacksPGD(EvasionAttack):
                 adversarial[part] = self._in_pixels(found, to_float(x[part], clip_values), low, high)
                 bar.update(part.stop - start)
                 start = part.stop
-            bar.close()
         exchange(adversarial, classifier.device)
         return adversarial
 
