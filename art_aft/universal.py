@@ -78,7 +78,7 @@ def universal_perturbations(
     :param max_iter: The number of steps.
     :param batch_size: Images a step, for each label; a step goes through the images where the last one ended.
     :param num_random_init: Random starting points, of which the one that ends with the lowest loss on the images
-        counts; 0 starts once, at no perturbation, as norm 0 always does.
+        counts; 0 starts once, at no perturbation. With norm 0 all start there, and differ by the order of the images.
     :param labels: The labels l; None is all of them (with `relative`, all but 0).
     :param relative: Whether l is added to each image's own label, modulo the number of labels.
     :param precision: "auto", "float32" or "bfloat16".
@@ -116,12 +116,12 @@ def universal_perturbations(
         module.eval()
         data = torch.from_numpy(x), torch.from_numpy(y).to(classifier.device)
         radius, step = eps / (high - low) if norm else eps, eps_step / (high - low)
-        ball = _Pixels(radius, step, 0 if classifier.channels_first else -1) if norm == 0 else _Ball(radius, step, norm)
+        ball = _Pixels(radius, step, 1 if classifier.channels_first else 3) if norm == 0 else _Ball(radius, step, norm)
         search = _Search(module, *data, (low, high), ball, max_iter, batch_size, modulo)
         for start in range(0, len(chosen), together):
             group = torch.tensor(chosen[start : start + together], device=classifier.device)
-            best, best_loss = search(group, random_start=num_random_init > 0 and norm != 0)
-            for _ in range(num_random_init - 1 if norm else 0):
+            best, best_loss = search(group, random_start=num_random_init > 0)
+            for _ in range(num_random_init - 1):
                 other, loss = search(group, random_start=True)
                 better = loss < best_loss
                 best = torch.where(better[:, None, None, None], other, best)
@@ -163,7 +163,7 @@ class _Ball:
 
 @dataclass
 class _Pixels:
-    """The same for a ball in the L0 norm of pixels: iterative hard thresholding."""
+    """The same for a ball in the L0 norm of pixels, along axis `channel`: iterative hard thresholding."""
 
     eps: float
     eps_step: float
@@ -177,7 +177,7 @@ class _Pixels:
         """Return perturbations after a step against the gradient; `done` is the share of the steps before it."""
         steepest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
         r = (r - self.eps_step * gradient / steepest).clamp(-1, 1)
-        change = r.abs().sum(dim=self.channel % 3 + 1, keepdim=True)
+        change = r.abs().sum(dim=self.channel, keepdim=True)
         # From ten times as many pixels down to the right number, which the last third of the steps have.
         count = min(int(self.eps * max(1.0, 10 - 13.5 * done)), change[0].numel())
         kept = change.flatten(1).topk(count, dim=1).indices
