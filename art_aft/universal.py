@@ -62,15 +62,15 @@ def universal_perturbations(
     perturbation towards its attacker's label first: `carried` measures that. With `relative`, each r leads the images
     of every label y to the label y + l, as an all-to-all trigger does.
 
+    With norm 0 few pixels change, by as much as the range permits: a trigger such as BadNets' is of that kind, and far
+    from what small balls of the other norms hold. Pixels with the largest changes are kept, ten times as many at the
+    start as at the end, so that those that help together can be told from those that help alone.
+
     | Paper link: https://arxiv.org/abs/2202.06312 (Section V)
 
     :param classifier: The classifier.
     :param x: Images in `clip_values`, of shape (N, *input_shape).
     :param y: Their labels, as indices or one-hot.
-    With norm 0 few pixels change, by as much as the range permits: a trigger such as BadNets' is of that kind, and far
-    from what small balls of the other norms hold. Pixels with the largest changes are kept, ten times as many at the
-    start as at the end, so that those that help together can be told from those that help alone.
-
     :param norm: The ball's norm: np.inf, 2 or 0.
     :param eps: The ball's radius, in units of `clip_values`, with norm 0 the number of pixels; None is `default_eps`.
     :param eps_step: The length of a step, in units of `clip_values`, with norm 0 that of the pixel value with the

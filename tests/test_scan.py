@@ -364,6 +364,35 @@ class TestFromTheShell:
         assert cli.main(arguments) == 2
         assert "cannot tell" in capsys.readouterr().out
 
+    def test_reports_of_clean_models_give_a_false_alarm_rate(self, data, tmp_path, capsys):
+        fresh = build_classifier("wrn-10-1", input_shape=(1, 16, 16), nb_classes=10)
+        storage.save(tmp_path / "model", fresh, "wrn-10-1")
+        arguments = ["scan", str(tmp_path / "model"), "--data", str(data), "--effort", "weights", "--quiet"]
+        cli.main([*arguments, "--output", str(tmp_path / "known")])
+        assert "false-alarm" not in capsys.readouterr().out
+        report = json.loads((tmp_path / "known.json").read_text())
+        for number, score in enumerate((report["score"], 99.0, 0.0)):
+            (tmp_path / f"{number}.json").write_text(json.dumps({**report, "score": score}))
+        reference = [str(tmp_path / f"{number}.json") for number in range(3)]
+        cli.main([*arguments, "--reference", *reference, "--output", str(tmp_path / "rated")])
+        assert f"score {report['score']:.2f}, false-alarm rate 75 %" in capsys.readouterr().out
+        assert json.loads((tmp_path / "rated.json").read_text())["false_alarm_rate"] == 0.75
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[]", "expected a report of a scan"),
+            ("{}", "expected a report of a scan"),
+            ('{"score": 0.5, "effort": "all"}', "of effort 'all', expected 'cheap'"),
+            ("nothing", "expected a report of a scan"),
+        ],
+    )
+    def test_what_is_no_report_of_the_same_effort_is_status_2_and_named(self, text, message, data, tmp_path, capsys):
+        (tmp_path / "other.json").write_text(text)
+        arguments = ["scan", str(tmp_path / "model"), "--data", str(data), "--effort", "cheap", "--quiet"]
+        assert cli.main([*arguments, "--reference", str(tmp_path / "other.json")]) == 2
+        assert message in capsys.readouterr().err
+
     def test_a_missing_file_is_status_2_and_named(self, data, tmp_path, capsys):
         assert cli.main(["scan", str(tmp_path / "none"), "--data", str(data), "--quiet"]) == 2
         assert "none" in capsys.readouterr().err

@@ -33,6 +33,14 @@ def add(commands: Any) -> None:
         help="which signs are looked at: the last layer's weights alone, no more after the first alarm, the cheap, "
         "the dear too where those raise no alarm, or all (default: %(default)s)",
     )
+    command.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="REPORT",
+        help="reports (OUTPUT.json) of models that are known to be clean, for the rate of false alarms",
+    )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run)
@@ -40,21 +48,35 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft scan`."""
+    reference = [_score(path, options.effort) for path in options.reference]
     classifier, x, y = read_model(options)
-    scan = BackdoorScan(classifier, effort=options.effort, seed=options.seed, verbose=not options.quiet)
-    report = scan(x, y)
+    settings = {"effort": options.effort, "seed": options.seed, "verbose": not options.quiet}
+    report = BackdoorScan(classifier, reference=reference, **settings)(x, y)
     print(_text(report))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         matrix = None if report.label_matrix is None else report.label_matrix.tolist()
-        facts = {**asdict(report), "label_matrix": matrix, "n_images": len(x), **environment()}
-        text = json.dumps(facts, indent=2) + "\n"
+        facts = {**asdict(report), "label_matrix": matrix, "effort": options.effort, "n_images": len(x)}
+        text = json.dumps(facts | environment(), indent=2) + "\n"
         options.output.with_name(options.output.name + ".json").write_text(text, encoding="utf-8")
         try:
             scan_picture(report, options.output.with_name(options.output.name + ".png"))
         except ImportError:
             print("no picture: matplotlib is missing, and comes with: pip install 'art-aft[plots]'")
     return STATUS[report.verdict]
+
+
+def _score(path: Path, effort: str) -> float:
+    """Return the score of a report, which must have looked at the same signs."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or "score" not in facts:
+        raise ValueError(f"--reference: got {path}, expected a report of a scan")
+    if facts.get("effort") != effort:
+        raise ValueError(f"--reference: got {path} of effort {facts.get('effort')!r}, expected {effort!r}")
+    return float(facts["score"])
 
 
 def _text(report: ScanReport) -> str:
@@ -65,6 +87,8 @@ def _text(report: ScanReport) -> str:
     elif report.kind == "all-to-all":
         lines[0] += ", all-to-all: " + ", ".join(f"{label} to {to}" for label, to in enumerate(report.targets))
     lines[0] += f" ({report.seconds:.1f} seconds)"
+    if report.false_alarm_rate is not None:
+        lines.append(f"  score {report.score:.2f}, false-alarm rate {100 * report.false_alarm_rate:.0f} %")
     for sign in sorted(report.signs, key=lambda sign: -sign.alarms):
         what = f"shift by {sign.label}" if sign.relative else f"label {sign.label}"
         lines.append(
