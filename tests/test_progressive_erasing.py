@@ -31,7 +31,9 @@ def runs(monkeypatch):
 
 
 def erasing(classifier, **settings):
-    return ProgressiveErasing(classifier, **{"settings": QUICK, "n_folds": 2, "fold_steps": 5, **OWN, **settings})
+    """Return a defence of two folds and one round."""
+    own = {"settings": QUICK, "n_folds": 2, "fold_steps": 5, "shares": (0.3,), **OWN}
+    return ProgressiveErasing(classifier, **{**own, **settings})
 
 
 def numbered(n=40):
@@ -93,7 +95,7 @@ def test_what_an_image_lost_is_its_margin_before_less_that_of_its_judge():
 def test_the_round_is_a_purification_on_the_images_picked(runs):
     victim = tiny_classifier()
     x, y = numbered()
-    defence = erasing(victim, shares=(0.3,), min_steps=6)
+    defence = erasing(victim, min_steps=6)
     purified = defence(x, y=y)
     images, labels, _, _, known = runs[-1]
     assert defence.picked.sum() == len(images) == 12  # three of each label's ten
@@ -124,7 +126,7 @@ def test_perturbations_are_looked_for_once_in_each_call(runs, monkeypatch):
 def test_later_rounds_are_judged_by_the_purified_model(runs):
     victim = tiny_classifier()
     x, y = numbered()
-    first = erasing(victim, shares=(0.3,))
+    first = erasing(victim)
     purified = first(x, y=y)
     second = erasing(victim, shares=(0.3, 0.6))
     second(x, y=y)
@@ -197,8 +199,9 @@ def test_the_backdoor_goes_without_clean_data(infected):
     _, rest = split_clean(data.y_train, share=0.1, seed=0)
     planted = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(0), rate=0.1, seed=0)
     assert infected.scores(infected.classifier).asr > 0.98
-    defence = ProgressiveErasing(infected.classifier, fold_steps=60, min_steps=200, mirror=False, padding=1)
+    defence = ProgressiveErasing(infected.classifier, fold_steps=40, min_steps=120, mirror=False, padding=1)
     scores = infected.scores(defence(planted.x, y=planted.y))
+    assert [stage.name for stage in defence.report.stages[-2:]] == ["Round 1", "Round 2"]
     target = planted.y == 0
     assert planted.is_poisoned[target].mean() > 0.5
     assert planted.is_poisoned[target & defence.picked].mean() < 0.05
