@@ -157,8 +157,6 @@ def _entries(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, flo
         attack, name = row["infection"]["attack"], row["defence"]
         if not row["clean_data"] and row["settings"].get("padding") == 0:
             name = "aft_not_augmented"
-        elif "shares" in row["settings"]:
-            name += f"_{len(row['settings']['shares'])}"
         elif row["settings"].get("preset") in OWN_PRESETS:
             name = "aft_" + row["settings"]["preset"]
         found.setdefault((name, attack), []).append((100 * row["acc"], 100 * row["asr"]))
@@ -172,14 +170,11 @@ def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     entries, theirs = _entries(rows), artefact.paper or {}
     comparable = rows[0]["scale"] != "smoke"
     attacks = list(dict.fromkeys(attack for _, attack in entries))
-    known = {*theirs, "none", *(f"aft_{preset}" for preset in OWN_PRESETS)}
-    known |= {"progressive_erasing", "progressive_erasing_2"}
+    known = {*theirs, "none", "auto", "progressive_erasing", *(f"aft_{preset}" for preset in OWN_PRESETS)}
     names = [name for name in dict.fromkeys(name for name, _ in entries) if name in known]
     titles = {
         **DEFENCE_TITLES,
         "aft_stage_2": "AFT, Stage 2",
-        "progressive_erasing": "progressive erasing, distilled",
-        "progressive_erasing_2": "progressive erasing, distilled, two rounds",
         "aft_not_augmented": "AFT, not augmented",
         "aft_shared": "AFT, shared perturbations",
         "aft_distilled": "AFT, shared perturbations, distilled",

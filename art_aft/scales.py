@@ -111,6 +111,7 @@ _SCALES: dict[str, dict[str, Any]] = {
             "fine_tuning": _BRIEF,
             "fine_pruning": _BRIEF,
             "nad": {**_BRIEF, "teacher_epochs": 1},
+            "auto": {"min_steps": 2, "batch_size": 64, "padding": 1},
             "neural_cleanse": {**_BRIEF, "steps": 5, "images_per_step": 64},
             "input_aware": {"base_width": 4, "levels": 2},
             "progressive_erasing": {"n_folds": 2, "fold_steps": 2, "min_steps": 2, "max_images": 200, "padding": 1},
@@ -133,7 +134,7 @@ _SCALES: dict[str, dict[str, Any]] = {
             "label_matrix on imagenet10": {"n_images": 500},
         },
         # What looks for a perturbation towards each of 43 labels, and what trains ResNet-18 on images of 224 pixels.
-        "once": ("neural_cleanse on gtsrb", "distilled on gtsrb", "label_matrix on imagenet10"),
+        "once": ("neural_cleanse on gtsrb", "distilled on gtsrb", "auto on gtsrb", "label_matrix on imagenet10"),
     },
     "full": {
         "recipes": {

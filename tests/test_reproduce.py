@@ -228,6 +228,7 @@ def test_what_costs_most_among_many_labels_is_run_on_one_subset_on_two_cores():
         own = [c for c in cells if c.infection.attack == "sig"]
         assert len([c for c in own if c.defence == "neural_cleanse"]) == number
         assert len([c for c in own if c.settings.get("preset") == "distilled"]) == number
+        assert len([c for c in own if c.defence == "auto"]) == number
         assert len([c for c in own if c.defence == "nad"]) == 3
 
 

@@ -29,10 +29,9 @@ def cells(at: Scale, infection: Infection, radii: Sequence[float], rates: Sequen
     """Return the infected model's cell, that of the automatic settings, and the grid's."""
     grid = [{"preset": "distilled", "eps": eps, "learning_rate": rate} for eps in radii for rate in rates]
     quick = at.quick.get("aft", {})
-    shorter = {key: value for key, value in quick.items() if key in ("batch_size", "padding")}
     return [
         Cell(infection),
-        Cell(infection, defence="auto", settings=shorter),
+        Cell(infection, defence="auto", settings=at.settings("auto", {})),
         *(Cell(infection, defence="aft", settings={**quick, **settings}) for settings in grid),
     ]
 
