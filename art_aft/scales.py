@@ -114,7 +114,14 @@ _SCALES: dict[str, dict[str, Any]] = {
             "auto": {"min_steps": 2, "batch_size": 64, "padding": 1},
             "neural_cleanse": {**_BRIEF, "steps": 5, "images_per_step": 64},
             "input_aware": {"base_width": 4, "levels": 2},
-            "progressive_erasing": {"n_folds": 2, "fold_steps": 2, "min_steps": 2, "max_images": 200, "padding": 1},
+            "progressive_erasing": {
+                "settings": {"preset": "mixed", "eps": 1.0, "max_iter": 2},
+                "n_folds": 2,
+                "fold_steps": 2,
+                "min_steps": 2,
+                "max_images": 200,
+                "padding": 1,
+            },
         },
     },
     "cpu": {
