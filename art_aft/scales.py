@@ -95,6 +95,7 @@ _FROM_SCRATCH: Mapping[str, Any] = {
     "schedule": "one_cycle",
 }
 _BRIEF: Mapping[str, Any] = {"nb_epochs": 1, "batch_size": 64, "padding": 1}
+_EASY: Mapping[str, Any] = {"preset": "mixed", "eps": 1.0, "max_iter": 2}
 _SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
         "recipes": {"wrn-16-1": _SMOKE, "preactresnet-18": _SMOKE, "resnet-18": _SMOKE},
@@ -111,11 +112,11 @@ _SCALES: dict[str, dict[str, Any]] = {
             "fine_tuning": _BRIEF,
             "fine_pruning": _BRIEF,
             "nad": {**_BRIEF, "teacher_epochs": 1},
-            "auto": {"min_steps": 2, "batch_size": 64, "padding": 1},
+            "auto": {"candidates": [{**_EASY, "learning_rate": 0.05}], "min_steps": 2, "batch_size": 64, "padding": 1},
             "neural_cleanse": {**_BRIEF, "steps": 5, "images_per_step": 64},
             "input_aware": {"base_width": 4, "levels": 2},
             "progressive_erasing": {
-                "settings": {"preset": "mixed", "eps": 1.0, "max_iter": 2},
+                "settings": _EASY,
                 "n_folds": 2,
                 "fold_steps": 2,
                 "min_steps": 2,
