@@ -167,10 +167,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     ),
     "table5": Artefact("Tiny-ImageNet", "scores", _table(STATIC, "tiny_imagenet", (), ()), paper.TABLE_5),
     "table6": Artefact(
-        "CIFAR-10, 1 % poisoned, AFT without clean data",
-        "scores",
-        _without_clean_data("cifar10", 0.01),
-        paper.TABLE_6,
+        "CIFAR-10, 1 % poisoned, AFT without clean data", "scores", _without_clean_data("cifar10", 0.01), paper.TABLE_6
     ),
     "table7": Artefact(
         "GTSRB, 1 % poisoned, AFT without clean data", "scores", _without_clean_data("gtsrb", 0.01), paper.TABLE_7
