@@ -2,18 +2,18 @@
 
 __version__ = "0.1.0"
 
-from art_aft.classifier import build_classifier, clone
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.attacks.poisoning import AllToAll, AllToOne, PoisonedData, poison
+from art_aft.classifiers.classifier import build_classifier, clone
 from art_aft.defences import (
     AdversarialFineTuning,
     AdversarialFineTuningTrainer,
     AutomaticFineTuning,
     ProgressiveErasing,
 )
-from art_aft.evasion import TorchAttacksPGD
+from art_aft.detection.report import ScanReport
+from art_aft.detection.scan import BackdoorScan
 from art_aft.metrics import Scores, evaluate
-from art_aft.poisoning import AllToAll, AllToOne, PoisonedData, poison
-from art_aft.scan import BackdoorScan
-from art_aft.signs import ScanReport
 
 __all__ = [
     "AdversarialFineTuning",

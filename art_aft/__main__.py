@@ -2,6 +2,6 @@
 
 import sys
 
-from art_aft.cli import main
+from art_aft.cli.main import main
 
 sys.exit(main())

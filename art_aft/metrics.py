@@ -10,11 +10,11 @@ import numpy as np
 from art.data_generators import PyTorchDataGenerator
 from torch.utils.data import DataLoader
 
+from art_aft.attacks import stamp
 from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_labels
-from art_aft.large_data import batches_of, is_loader
-from art_aft.perturbations import stamp
-from art_aft.pixels import to_float
-from art_aft.rng import isolated_rng
+from art_aft.data.loaders import batches_of, is_loader
+from art_aft.data.pixels import to_float
+from art_aft.runtime.random_state import isolated_rng
 
 LabelMap = Callable[[np.ndarray], np.ndarray]
 

@@ -4,10 +4,10 @@ import argparse
 import json
 from functools import partial
 
-from art_aft.comparison import TUNABLE, compare
 from art_aft.defences import DEFENCES
-from art_aft.experiment import Infection, plant
-from art_aft.recipes import RECIPES
+from art_aft.experiments.compare import TUNABLE, compare
+from art_aft.experiments.demo import Infection, plant
+from art_aft.training.recipes import RECIPES
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--attack", default="blend", help="badnets, blend, sig or wanet (default: %(default)s)")

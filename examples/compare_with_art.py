@@ -19,15 +19,15 @@ import torch
 from art.defences.transformer.poisoning import NeuralCleanse
 from art.estimators.classification import KerasClassifier, PyTorchClassifier
 
-from art_aft.classifier import build_classifier
-from art_aft.datasets import Dataset, digits, split_clean
+from art_aft.attacks import BadNets
+from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.data.datasets import Dataset, digits, split_clean
 from art_aft.defences import PyTorchNeuralCleanse
-from art_aft.infection import Row, environment
+from art_aft.experiments.report import write_json
+from art_aft.experiments.victims import Row, environment
 from art_aft.metrics import evaluate
-from art_aft.perturbations import BadNets
-from art_aft.poisoning import AllToOne, poison
-from art_aft.report import write_json
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 TARGET = 0
 VICTIM: Row = {"nb_epochs": 25, "batch_size": 64, "learning_rate": 0.05, "schedule": "one_cycle"}

@@ -5,8 +5,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft import AdversarialFineTuningTrainer, AllToOne, evaluate, poison
-from art_aft.datasets import digits, split_clean
-from art_aft.perturbations import BadNets
+from art_aft.attacks import BadNets
+from art_aft.data.datasets import digits, split_clean
 
 
 class OwnModel(torch.nn.Module):

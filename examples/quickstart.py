@@ -5,9 +5,9 @@ from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft import AdversarialFineTuning, AllToOne, evaluate, poison
-from art_aft.datasets import digits, split_clean
+from art_aft.attacks import Blend
+from art_aft.data.datasets import digits, split_clean
 from art_aft.models import WideResNet
-from art_aft.perturbations import Blend
 
 # The pipeline: somebody poisoned a tenth of the training data, and nobody noticed.
 torch.manual_seed(0)

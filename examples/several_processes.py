@@ -1,10 +1,10 @@
 """Work shared by several GPUs or CPUs: `torchrun --nproc-per-node 2 examples/several_processes.py`."""
 
 from art_aft import AdversarialFineTuning, AllToOne, build_classifier, evaluate, poison
-from art_aft.datasets import digits, split_clean
-from art_aft.perturbations import Blend
-from art_aft.processes import across_processes
-from art_aft.training import Recipe, fit
+from art_aft.attacks import Blend
+from art_aft.data.datasets import digits, split_clean
+from art_aft.runtime.processes import across_processes
+from art_aft.training.loop import Recipe, fit
 
 # Every process runs all of this file, with the same data and the same seeds.
 data = digits(seed=0)

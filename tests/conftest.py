@@ -15,13 +15,13 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from art_aft.classifier import build_classifier
-from art_aft.datasets import digits, split_clean
+from art_aft.attacks import BadNets
+from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.data.datasets import digits, split_clean
 from art_aft.metrics import Scores, evaluate
 from art_aft.models import WideResNet
-from art_aft.perturbations import BadNets
-from art_aft.poisoning import AllToOne, poison
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 # Many tests compare bit for bit, or call a model by hand on the processor. Set it to "0" to try the first GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

@@ -11,8 +11,8 @@ import torch
 
 from art_aft import AdversarialFineTuning, TorchAttacksPGD, build_classifier
 from art_aft.defences.nad import NeuralAttentionDistillation
-from art_aft.processes import across_processes, world
-from art_aft.training import Recipe, fit
+from art_aft.runtime.processes import across_processes, world
+from art_aft.training.loop import Recipe, fit
 
 SHAPE, NB_CLASSES, N = (2, 8, 8), 3, 23
 

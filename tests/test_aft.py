@@ -25,10 +25,10 @@ from conftest import (
     with_history,
 )
 
-from art_aft.classifier import build_classifier, clone
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.adversarial.universal import universal_perturbations
+from art_aft.classifiers.classifier import build_classifier, clone
 from art_aft.defences import AdversarialFineTuning, AdversarialFineTuningTrainer, FineTuning
-from art_aft.evasion import TorchAttacksPGD
-from art_aft.universal import universal_perturbations
 
 SETTINGS = {"batch_size": 32, "learning_rate": 0.02, "padding": 1, "mirror": False}
 N = 24

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import same_weights, tiny_classifier, tiny_data, untouched
 
-from art_aft.classifier import build_classifier, clone
+from art_aft.classifiers.classifier import build_classifier, clone
 from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning, FinePruning, automatic
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_rate": 1e-4, "max_iter": 2}
 # A rate at which nothing is left of what the classifier knew.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from art_aft.commands.options import command_line
+from art_aft.cli.options import command_line
 from art_aft.defences import AdversarialFineTuning
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
@@ -123,7 +123,7 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     others = tmp_path / "others.json"
     arguments = ["--stored", "--data", "digits", "--effort", "cheap", "--store", str(store), "--output", str(others)]
     monkeypatch.setattr(sys, "argv", ["scan.py", *arguments])
-    monkeypatch.setattr("art_aft.infection._train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("art_aft.experiments.victims._train", lambda *_: pytest.fail("trained"))
     scan.main()
     assert [row["score"] for row in json.loads(others.read_text())["rows"]] == [row["score"] for row in record["rows"]]
     monkeypatch.setattr(sys, "argv", ["scan.py", "--model", "wrn-16-1", "--output", str(output)])

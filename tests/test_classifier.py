@@ -26,7 +26,7 @@ from conftest import (
     weights,
 )
 
-from art_aft.classifier import borrow, build_classifier, check_classifier, clone, isolated_rng
+from art_aft.classifiers.classifier import borrow, build_classifier, check_classifier, clone, isolated_rng
 from art_aft.models import WideResNet
 
 PRECISIONS = ("float32", "bfloat16", "auto")

@@ -14,19 +14,19 @@ import torch
 from conftest import NB_CLASSES, SHAPE, linear_classifier, tiny_data, untouched
 from test_demo import EXAMPLES, ONE_THREAD
 
-from art_aft import cli
-from art_aft.comparison import compare
+from art_aft.adversarial.inversion import Triggers
+from art_aft.attacks import BadNets
+from art_aft.attacks.poisoning import AllToOne
+from art_aft.cli import main as cli
 from art_aft.defences import Purification, Tuning
 from art_aft.defences.neural_cleanse import Detection
-from art_aft.devices import PeakMemory
-from art_aft.experiment import Infection, plant
-from art_aft.infection import clean_subset
-from art_aft.inversion import Triggers
+from art_aft.experiments.compare import compare
+from art_aft.experiments.demo import Infection, plant
+from art_aft.experiments.report import add_row, comparison_table, trigger_picture
+from art_aft.experiments.victims import clean_subset
 from art_aft.metrics import Scores, defence_effectiveness
-from art_aft.perturbations import BadNets
-from art_aft.poisoning import AllToOne
-from art_aft.report import add_row, comparison_table, trigger_picture
-from art_aft.training import Recipe
+from art_aft.runtime.devices import PeakMemory
+from art_aft.training.loop import Recipe
 
 
 @dataclass(eq=False, repr=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from art_aft.datasets import digits, split_clean
+from art_aft.data.datasets import digits, split_clean
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from conftest import (
     untouched,
 )
 
-from art_aft.classifier import build_classifier, clone
+from art_aft.classifiers.classifier import build_classifier, clone
 from art_aft.defences import DEFENCES, FineTuning, Purification
 
 # Whatever a defence has of these, it is tested with these: a short run that moves the weights.

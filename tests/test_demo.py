@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import assert_backdoor_removed
 
-from art_aft import cli, commands
-from art_aft.report import text_table
+from art_aft import cli as commands
+from art_aft.cli import main as cli
+from art_aft.experiments.report import text_table
 
 # Two threads on cores that others use too wait for each other at every step, and take minutes instead of seconds.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from art_aft.devices import has_bfloat16_units
+from art_aft.runtime.devices import has_bfloat16_units
 
 PROBES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 

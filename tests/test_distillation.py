@@ -14,12 +14,12 @@ from conftest import (
     weights,
 )
 
-from art_aft.batches import Augmentation, Batches
-from art_aft.classifier import clone
+from art_aft.classifiers.classifier import clone
 from art_aft.defences import AdversarialFineTuning
 from art_aft.defences import aft as aft_module
-from art_aft.distillation import Distillation, agreed
-from art_aft.training import Recipe, fit
+from art_aft.training.batches import Augmentation, Batches
+from art_aft.training.distillation import Distillation, agreed
+from art_aft.training.loop import Recipe, fit
 
 
 def batches_of(said, part=slice(0, 10)):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from art_aft.perturbations import PERTURBATIONS, InputAware, WaNet
-from art_aft.poisoning import AllToAll, AllToOne, BatchPoisoning, poison
+from art_aft.attacks import PERTURBATIONS, InputAware, WaNet
+from art_aft.attacks.poisoning import AllToAll, AllToOne, BatchPoisoning, poison
 
 
 def images(count=3, channels=3, side=32, dtype=np.float32):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from conftest import linear_classifier, same_weights, tiny_classifier, tiny_data, weights
 
-from art_aft.classifier import clone, predict_labels
-from art_aft.datasets import digits, split_clean
+from art_aft.attacks import BadNets
+from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.classifiers.classifier import clone, predict_labels
+from art_aft.data.datasets import digits, split_clean
 from art_aft.defences import AdversarialFineTuning
 from art_aft.defences.early_stop import EarlyStop
-from art_aft.perturbations import BadNets
-from art_aft.poisoning import AllToOne, poison
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 QUICK = {"nb_epochs": 2, "clean_epochs": 0, "batch_size": 8, "max_iter": 2, "padding": 0, "precision": "float32"}
 

@@ -21,9 +21,9 @@ from conftest import (
     weights,
 )
 
-from art_aft.classifier import build_classifier
-from art_aft.devices import images_at_a_time
-from art_aft.evasion import TorchAttacksPGD
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.runtime.devices import images_at_a_time
 
 NORMS = (np.inf, 2)
 RADIUS = {np.inf: 0.06, 2: 1.5}

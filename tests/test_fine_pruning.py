@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import NB_CLASSES, SHAPE, TinyNet, same_weights, tiny_classifier, tiny_data, untouched, weights
 
-from art_aft.classifier import build_classifier, clone, features
+from art_aft.classifiers.classifier import build_classifier, clone, features
+from art_aft.classifiers.layers import Head
 from art_aft.defences import DEFENCES, FinePruning, FineTuning, fine_pruning
-from art_aft.head import Head
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 TUNING = {"nb_epochs": 2, "batch_size": 8, "learning_rate": 0.05, "padding": 1, "mirror": False, "precision": "float32"}
 IDS = 40

@@ -6,9 +6,9 @@ import torch
 from conftest import SHAPE, gradient_flags, modes, same_weights, tiny_classifier, tiny_data, weights
 
 from art_aft import TorchAttacksPGD
-from art_aft.classifier import build_classifier
-from art_aft.folding import fold_batch_norm
-from art_aft.pixel_module import borrow
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.classifiers.pixel_module import borrow
+from art_aft.runtime.folding import fold_batch_norm
 
 
 class Branching(torch.nn.Module):
@@ -119,7 +119,7 @@ def test_float32_is_never_merged():
 @pytest.mark.parametrize("training_mode", [False, True])
 def test_stage_1_asks_for_it_in_evaluation_mode_and_leaves_the_classifier_alone(training_mode, monkeypatch):
     merged = []
-    monkeypatch.setattr("art_aft.pixel_module._fold", lambda module, classifier: merged.append(classifier))
+    monkeypatch.setattr("art_aft.classifiers.pixel_module._fold", lambda module, classifier: merged.append(classifier))
     classifier, (x, y) = tiny_classifier(), tiny_data(8)
     TorchAttacksPGD(classifier, precision="bfloat16", training_mode=training_mode).generate(x, y)
     assert merged == ([] if training_mode else [classifier])

@@ -9,16 +9,16 @@ import pytest
 import torch
 from conftest import weights
 
-from art_aft import grid as grid_module
-from art_aft import tasks
-from art_aft.classifier import features
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.classifiers.classifier import features
 from art_aft.defences import AdversarialFineTuning
-from art_aft.evasion import TorchAttacksPGD
-from art_aft.grid import run_cell, run_grid
-from art_aft.infection import Infection, clean_subset, plant, poisoned_data
+from art_aft.experiments import grid as grid_module
+from art_aft.experiments import measurements as tasks
+from art_aft.experiments.grid import run_cell, run_grid
+from art_aft.experiments.measurements import TASKS, Cell, defender_data
+from art_aft.experiments.victims import Infection, clean_subset, plant, poisoned_data
 from art_aft.metrics import evaluate
-from art_aft.recipes import RECIPES
-from art_aft.tasks import TASKS, Cell, defender_data
+from art_aft.training.recipes import RECIPES
 
 BLEND = Infection(attack="blend", recipe=replace(RECIPES["digits"], nb_epochs=3))
 QUICK = {"nb_epochs": 1, "clean_epochs": 1, "max_iter": 2, "batch_size": 32, "padding": 0, "precision": "float32"}
@@ -161,7 +161,7 @@ class TestScores:
             seen.update(x=x, y=y)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("art_aft.infection.fit", fit)
+            patch.setattr("art_aft.experiments.victims.fit", fit)
             plant(BLEND)
         np.testing.assert_array_equal(seen["x"], x)
         np.testing.assert_array_equal(seen["y"], y)

@@ -21,8 +21,8 @@ from conftest import (
     weights,
 )
 
-from art_aft.classifier import build_classifier, clone, predict_labels
-from art_aft.head import Head
+from art_aft.classifiers.classifier import build_classifier, clone, predict_labels
+from art_aft.classifiers.layers import Head
 
 
 class FlatNet(torch.nn.Module):

@@ -8,15 +8,15 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from PIL import Image
 
-from art_aft import datasets
-from art_aft.classifier import build_classifier, features
-from art_aft.evasion import TorchAttacksPGD
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.attacks import BadNets
+from art_aft.attacks.poisoning import AllToOne
+from art_aft.classifiers.classifier import build_classifier, features
+from art_aft.data import datasets
+from art_aft.data.pixels import to_8bit, to_float
 from art_aft.metrics import evaluate
 from art_aft.models import build_model
-from art_aft.perturbations import BadNets
-from art_aft.pixels import to_8bit, to_float
-from art_aft.poisoning import AllToOne
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 RNG = np.random.default_rng(0)
 

@@ -16,8 +16,7 @@ from conftest import (
 )
 from scipy.stats import median_abs_deviation
 
-from art_aft.classifier import build_classifier
-from art_aft.inversion import (
+from art_aft.adversarial.inversion import (
     CostController,
     InversionRecipe,
     Triggers,
@@ -26,6 +25,7 @@ from art_aft.inversion import (
     anomaly_indices,
     invert_triggers,
 )
+from art_aft.classifiers.classifier import build_classifier
 
 
 class TestAnomalyIndices:
@@ -641,7 +641,7 @@ class TestSteps:
         assert seen == 3 * [16, 4]
 
     def test_memory_bounds_how_many_labels_share_a_batch(self, monkeypatch):
-        monkeypatch.setattr("art_aft.inversion._MEMORY", 2 * 10 * 36)
+        monkeypatch.setattr("art_aft.adversarial.inversion._MEMORY", 2 * 10 * 36)
         sizes = []
 
         class Watching(PixelNet):

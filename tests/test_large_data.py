@@ -9,10 +9,11 @@ from art.data_generators import PyTorchDataGenerator
 from conftest import NB_CLASSES, SHAPE, global_rng, same_weights, tiny_classifier, tiny_data, weights
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from art_aft import AdversarialFineTuning, AdversarialFineTuningTrainer, AllToOne, BackdoorScan, evaluate, large_data
+from art_aft import AdversarialFineTuning, AdversarialFineTuningTrainer, AllToOne, BackdoorScan, evaluate
+from art_aft.attacks import BadNets
+from art_aft.data import loaders as large_data
 from art_aft.defences import FineTuning
-from art_aft.devices import PeakMemory
-from art_aft.perturbations import BadNets
+from art_aft.runtime.devices import PeakMemory
 
 SETTINGS = {"batch_size": 8, "nb_epochs": 2, "padding": 1, "precision": "float32"}
 FORMS = {

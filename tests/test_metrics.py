@@ -7,8 +7,8 @@ import pytest
 from art.attacks.poisoning import PoisoningAttackBackdoor
 from sklearn.metrics import accuracy_score, confusion_matrix
 
+from art_aft.attacks.poisoning import AllToAll, AllToOne
 from art_aft.metrics import evaluate, label_matrix, target_share
-from art_aft.poisoning import AllToAll, AllToOne
 
 TRUTH = np.array([0, 0, 1, 1, 2, 2])
 CLEAN = [0, 1, 1, 1, 2, 0]  # four of six are right

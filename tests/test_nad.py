@@ -22,10 +22,10 @@ from conftest import (
     weights,
 )
 
-from art_aft.classifier import build_classifier, clone
+from art_aft.classifiers.classifier import build_classifier, clone
 from art_aft.defences import NeuralAttentionDistillation, nad
 from art_aft.defences.nad import DistillationLoss, attention_layers, attention_map
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 SETTINGS = {
     "layers": ("conv",),

@@ -22,13 +22,13 @@ from conftest import (
     weights,
 )
 
-from art_aft.classifier import build_classifier, clone, features
+from art_aft.adversarial.inversion import InversionRecipe, Triggers, invert_triggers
+from art_aft.attacks import BadNets
+from art_aft.classifiers.classifier import build_classifier, clone, features
+from art_aft.classifiers.layers import Head
 from art_aft.defences import NeuralCleanse, PyTorchNeuralCleanse, neural_cleanse, neural_cleanse_estimator
 from art_aft.defences.neural_cleanse import Detection, excited_channels, prune, unlearn
-from art_aft.head import Head
-from art_aft.inversion import InversionRecipe, Triggers, invert_triggers
-from art_aft.perturbations import BadNets
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 SEARCH = {
     "steps": 30,

@@ -46,7 +46,7 @@ def test_importing_loads_neither_torchvision_nor_matplotlib_and_seeds_nothing():
         "import random, sys, numpy, torch, sklearn.datasets\n"
         "states = lambda: (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())\n"
         "before = states()\n"
-        "import art_aft, art_aft.cli\n"
+        "import art_aft, art_aft.cli.main\n"
         "assert states() == before\n"
         "print(sorted({'torchvision', 'matplotlib', 'requests'} & set(sys.modules)))"
     )

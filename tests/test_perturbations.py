@@ -8,7 +8,7 @@ import pytest
 from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.attacks.poisoning.perturbations import add_pattern_bd
 
-from art_aft.perturbations import PERTURBATIONS, SIG, BadNets, Blend, stamp
+from art_aft.attacks import PERTURBATIONS, SIG, BadNets, Blend, stamp
 
 GRID = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]])
 

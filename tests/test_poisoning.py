@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from art.attacks.poisoning import PoisoningAttackBackdoor
 
-from art_aft.perturbations import BadNets
-from art_aft.poisoning import AllToAll, AllToOne, poison
+from art_aft.attacks import BadNets
+from art_aft.attacks.poisoning import AllToAll, AllToOne, poison
 
 
 def paint(x):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import assert_backdoor_removed, same_weights, tiny_classifier, tiny_data, untouched
 
-from art_aft.batches import batch_sizes
-from art_aft.processes import World, across_processes, check_same, exchange, from_first, number_of_first, world
-from art_aft.training import Recipe, fit
+from art_aft.runtime.processes import World, across_processes, check_same, exchange, from_first, number_of_first, world
+from art_aft.training.batches import batch_sizes
+from art_aft.training.loop import Recipe, fit
 
 ROOT = Path(__file__).parent.parent
 RECIPE = Recipe(nb_epochs=1, batch_size=8, precision="float32")

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from conftest import linear_classifier, same_weights, tiny_classifier, tiny_data, untouched
 
-from art_aft.classifier import clone
-from art_aft.datasets import digits, split_clean
+from art_aft.attacks import BadNets
+from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.classifiers.classifier import clone
+from art_aft.data.datasets import digits, split_clean
 from art_aft.defences import AdversarialFineTuning, ProgressiveErasing
 from art_aft.defences.early_stop import margins
 from art_aft.defences.progressive_erasing import least_of_each_label
-from art_aft.perturbations import BadNets
-from art_aft.poisoning import AllToOne, poison
 
 QUICK = {"adversary": "shared", "nb_epochs": 2, "clean_epochs": 0, "learning_rate": 0.05, "max_iter": 2}
 OWN = {"min_steps": 0, "batch_size": 8, "padding": 0, "mirror": False, "precision": "float32", "seed": 3}

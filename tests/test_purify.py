@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import same_weights, weights
 
-from art_aft import cli, storage
-from art_aft.classifier import predict_labels
-from art_aft.perturbations import BadNets
+from art_aft.attacks import BadNets
+from art_aft.classifiers import storage
+from art_aft.classifiers.classifier import predict_labels
+from art_aft.cli import main as cli
 
 SHARED = ["--defence", "aft", "--preset", "shared"]
 SHARED += ["--set", "eps=0.6", "batch_size=32", "learning_rate=0.02", "padding=0", "mirror=False"]

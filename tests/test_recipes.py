@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from art_aft.batches import Augmentation
-from art_aft.cli import main
-from art_aft.infection import Infection, plant
-from art_aft.perturbations import Blend
-from art_aft.recipes import RECIPES
+from art_aft.attacks import Blend
+from art_aft.cli.main import main
+from art_aft.experiments.victims import Infection, plant
+from art_aft.training.batches import Augmentation
+from art_aft.training.recipes import RECIPES
 
 
 def rotated(x, degrees, low=0.0, seed=0):

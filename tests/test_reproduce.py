@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from art_aft import artefacts, cli, figures, paper, results
-from art_aft.artefacts import ARTEFACTS
+from art_aft.cli import main as cli
 from art_aft.defences import DEFENCES
-from art_aft.infection import Infection
-from art_aft.scales import SCALES, scale
-from art_aft.tasks import TASKS
+from art_aft.experiments.measurements import TASKS
+from art_aft.experiments.paper import artefacts, figures
+from art_aft.experiments.paper import pages as results
+from art_aft.experiments.paper import published as paper
+from art_aft.experiments.paper.artefacts import ARTEFACTS
+from art_aft.experiments.paper.scales import SCALES, scale
+from art_aft.experiments.victims import Infection
 
 RESULTS = Path(__file__).parent.parent / "examples" / "results"
 NAMES = [f"table{n}" for n in range(1, 11)] + [f"fig{n}" for n in range(1, 10)] + ["theory"]

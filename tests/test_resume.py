@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from art_aft import infection
-from art_aft.checkpoints import Checkpoint
-from art_aft.classifier import build_classifier
-from art_aft.infection import Infection, plant
-from art_aft.perturbations import InputAware, WaNet
-from art_aft.poisoning import AllToOne, BatchPoisoning
-from art_aft.training import Recipe, fit
+from art_aft.attacks import InputAware, WaNet
+from art_aft.attacks.poisoning import AllToOne, BatchPoisoning
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.experiments import victims as infection
+from art_aft.experiments.victims import Infection, plant
+from art_aft.training.checkpoints import Checkpoint
+from art_aft.training.loop import Recipe, fit
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.random((48, 1, 8, 8)).astype(np.float32), RNG.integers(0, 3, 48)

@@ -18,17 +18,19 @@ from conftest import (
     untouched,
 )
 
-from art_aft import BackdoorScan, cli, storage
-from art_aft.classifier import build_classifier, predict_labels
-from art_aft.evasion import TorchAttacksPGD
-from art_aft.head import output_weights
-from art_aft.infection import Infection, plant
-from art_aft.inversion import InversionRecipe
-from art_aft.outlier import greatest_by_chance, positive_evidence
-from art_aft.recipes import RECIPES
-from art_aft.report import scan_picture
-from art_aft.signs import ALARMS, ScanReport, Sign
-from art_aft.universal import carried, default_eps, universal_perturbations
+from art_aft import BackdoorScan
+from art_aft.adversarial.inversion import InversionRecipe
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.adversarial.universal import carried, default_eps, universal_perturbations
+from art_aft.classifiers import storage
+from art_aft.classifiers.classifier import build_classifier, predict_labels
+from art_aft.classifiers.layers import output_weights
+from art_aft.cli import main as cli
+from art_aft.detection.last_layer import greatest_by_chance, positive_evidence
+from art_aft.detection.report import ALARMS, ScanReport, Sign
+from art_aft.experiments.report import scan_picture
+from art_aft.experiments.victims import Infection, plant
+from art_aft.training.recipes import RECIPES
 
 QUICK = InversionRecipe(steps=40, images_per_step=120)
 
@@ -97,7 +99,7 @@ class TestOnDigits:
             assert (report.label_matrix is None) == (effort != "if_needed")
 
     def test_without_an_alarm_the_dear_signs_are_needed(self, monkeypatch):
-        monkeypatch.setattr("art_aft.signs.ALARMS", dict.fromkeys(ALARMS, 99.0))  # no strength is so great
+        monkeypatch.setattr("art_aft.detection.report.ALARMS", dict.fromkeys(ALARMS, 99.0))  # no strength is so great
         x, y = tiny_data(24)
         for effort in ("first_alarm", "if_needed", "all"):
             report = BackdoorScan(tiny_classifier(), effort=effort, recipe=QUICK)(x, y)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from art_aft import small_maps
-from art_aft.classifier import build_classifier
-from art_aft.pixel_module import borrow
-from art_aft.small_maps import SmallMaps, _MatrixConvolution
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.classifiers.pixel_module import borrow
+from art_aft.runtime import small_maps
+from art_aft.runtime.small_maps import SmallMaps, _MatrixConvolution
 
 CASES = [
     # images, in, out, height, width, kernel, stride, padding

@@ -8,9 +8,9 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft import storage
-from art_aft.classifier import build_classifier
-from art_aft.perturbations import PERTURBATIONS, BadNets, Blend, InputAware, WaNet
+from art_aft.attacks import PERTURBATIONS, BadNets, Blend, InputAware, WaNet
+from art_aft.classifiers import storage
+from art_aft.classifiers.classifier import build_classifier
 
 
 def classifier(**settings):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from art_aft.theory import linear_backdoor
+from art_aft.experiments.paper.theory import linear_backdoor
 
 GRID = [
     {

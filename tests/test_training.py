@@ -26,11 +26,11 @@ from conftest import (
 from scipy.stats import binomtest, chisquare
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from art_aft.batch_norm import recalibrate_batch_norm
-from art_aft.batches import Augmentation, batch_sizes
-from art_aft.checkpoints import BestEpoch
-from art_aft.classifier import build_classifier, clone
-from art_aft.training import Recipe, fit
+from art_aft.classifiers.classifier import build_classifier, clone
+from art_aft.training.batch_norm import recalibrate_batch_norm
+from art_aft.training.batches import Augmentation, batch_sizes
+from art_aft.training.checkpoints import BestEpoch
+from art_aft.training.loop import Recipe, fit
 
 
 def recipe(**settings):
@@ -39,7 +39,7 @@ def recipe(**settings):
 
 
 def train_by_hand(model, optimizer, x, y, *, batch_size, nb_epochs=1, seed=0):
-    """The training loop that everybody knows, in the order that art_aft.batches draws."""
+    """The training loop that everybody knows, in the order that art_aft.training.batches draws."""
     x, y = torch.from_numpy(x), torch.from_numpy(y)
     rng = torch.Generator().manual_seed(seed)
     model.train()

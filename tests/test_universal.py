@@ -16,7 +16,7 @@ from conftest import (
 )
 
 from art_aft import AdversarialFineTuning
-from art_aft.universal import carried, default_eps, universal_perturbations
+from art_aft.adversarial.universal import carried, default_eps, universal_perturbations
 
 RNG = np.random.default_rng(0)
 

@@ -6,14 +6,14 @@ A new file in this folder with a `Purification` under `@register(name)` is all t
 
 from art_aft.defences.aft import AdversarialFineTuning
 from art_aft.defences.automatic import AccuracyLost, AutomaticFineTuning
+from art_aft.defences.base import DEFENCES, Purification, Tuning, register
 from art_aft.defences.fine_pruning import FinePruning
 from art_aft.defences.fine_tuning import FineTuning
 from art_aft.defences.nad import NeuralAttentionDistillation
 from art_aft.defences.neural_cleanse import NeuralCleanse
 from art_aft.defences.neural_cleanse_estimator import PyTorchNeuralCleanse
 from art_aft.defences.progressive_erasing import ProgressiveErasing
-from art_aft.defences.purification import DEFENCES, Purification, Tuning, register
-from art_aft.defences.reports import PurificationReport, Stage, Trial
+from art_aft.defences.report import PurificationReport, Stage, Trial
 from art_aft.defences.trainer import AdversarialFineTuningTrainer
 
 DEFENCES.discover(__name__, __path__)

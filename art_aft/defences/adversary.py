@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.adversarial.universal import carried, default_eps, universal_perturbations
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifier import predict_labels
-from art_aft.defences.purification import Tuning
-from art_aft.evasion import TorchAttacksPGD
-from art_aft.head import output_weights
-from art_aft.large_data import chunks, empty, take
-from art_aft.outlier import favoured_label
-from art_aft.pixels import to_float
-from art_aft.processes import number_of_first
-from art_aft.universal import carried, default_eps, universal_perturbations
+from art_aft.classifiers.classifier import predict_labels
+from art_aft.classifiers.layers import output_weights
+from art_aft.data.loaders import chunks, empty, take
+from art_aft.data.pixels import to_float
+from art_aft.defences.base import Tuning
+from art_aft.detection.last_layer import favoured_label
+from art_aft.runtime.processes import number_of_first
 
 #: How likely by chance a label may stand out at most, to be one that examples are led to more often.
 SUSPICIOUS = 0.1

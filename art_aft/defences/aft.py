@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.batch_norm import recalibrate_batch_norm
-from art_aft.batches import Augmentation, augmented_views
-from art_aft.checkpoints import BestEpoch
 from art_aft.checks import check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifier import clone
+from art_aft.classifiers.classifier import clone
+from art_aft.data.loaders import hold_out, take
 from art_aft.defences.adversary import Adversary
+from art_aft.defences.base import Purification, register
 from art_aft.defences.early_stop import EarlyStop
 from art_aft.defences.presets import ADVERSARIAL_FINE_TUNING as PRESETS
-from art_aft.defences.purification import Purification, register
-from art_aft.large_data import hold_out, take
-from art_aft.training import fit
+from art_aft.training.batch_norm import recalibrate_batch_norm
+from art_aft.training.batches import Augmentation, augmented_views
+from art_aft.training.checkpoints import BestEpoch
+from art_aft.training.loop import fit
 
 
 @register("aft")

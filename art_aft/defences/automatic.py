@@ -12,14 +12,14 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_choice, check_number
-from art_aft.classifier import clone, predict_labels
+from art_aft.classifiers.classifier import clone, predict_labels
+from art_aft.classifiers.layers import NothingToPrune
+from art_aft.data.loaders import hold_out
+from art_aft.defences.base import Purification, register
 from art_aft.defences.composed import Composed
 from art_aft.defences.fine_pruning import FinePruning
-from art_aft.defences.purification import Purification, register
-from art_aft.defences.reports import Trial
-from art_aft.head import NothingToPrune
-from art_aft.large_data import hold_out
-from art_aft.processes import number_of_first
+from art_aft.defences.report import Trial
+from art_aft.runtime.processes import number_of_first
 
 #: What is tried, the setting that forgets most first. After the pruning, two thirds of clean images forget as well as
 #: half, and keep more accuracy.

@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_integer
 from art_aft.defences.aft import AdversarialFineTuning
-from art_aft.defences.purification import Common
+from art_aft.defences.base import Common
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

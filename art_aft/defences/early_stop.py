@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.classifier import predict_logits
-from art_aft.processes import number_of_first
+from art_aft.classifiers.classifier import predict_logits
+from art_aft.runtime.processes import number_of_first
 
 
 def margins(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_number
-from art_aft.defences.purification import NAD_RELEASE, Purification, Tuning, register
-from art_aft.head import Head
-from art_aft.training import fit
+from art_aft.classifiers.layers import Head
+from art_aft.defences.base import NAD_RELEASE, Purification, Tuning, register
+from art_aft.training.loop import fit
 
 
 @register("fine_pruning")

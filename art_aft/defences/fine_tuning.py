@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.defences.purification import NAD_RELEASE, Purification, Tuning, register
-from art_aft.training import fit
+from art_aft.defences.base import NAD_RELEASE, Purification, Tuning, register
+from art_aft.training.loop import fit
 
 
 @register("fine_tuning")

@@ -12,11 +12,11 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_clip_values, check_integer, check_number
-from art_aft.classifier import clone
-from art_aft.defences.purification import NAD_RELEASE, Purification, Tuning, register
-from art_aft.pixel_module import borrow
-from art_aft.pixels import to_float
-from art_aft.training import fit
+from art_aft.classifiers.classifier import clone
+from art_aft.classifiers.pixel_module import borrow
+from art_aft.data.pixels import to_float
+from art_aft.defences.base import NAD_RELEASE, Purification, Tuning, register
+from art_aft.training.loop import fit
 
 
 def attention_map(maps: torch.Tensor, power: float = 2.0) -> torch.Tensor:

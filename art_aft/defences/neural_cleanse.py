@@ -11,13 +11,13 @@ import joblib
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.adversarial.inversion import InversionRecipe, Triggers, invert_triggers
 from art_aft.checks import check_choice, check_clip_values, check_integer, check_number
-from art_aft.classifier import check_data, predict_labels
-from art_aft.defences.purification import Purification, Tuning, register
-from art_aft.head import Head
-from art_aft.inversion import InversionRecipe, Triggers, invert_triggers
-from art_aft.pixels import to_float
-from art_aft.training import Recipe, fit
+from art_aft.classifiers.classifier import check_data, predict_labels
+from art_aft.classifiers.layers import Head
+from art_aft.data.pixels import to_float
+from art_aft.defences.base import Purification, Tuning, register
+from art_aft.training.loop import Recipe, fit
 
 logger = logging.getLogger(__name__)
 

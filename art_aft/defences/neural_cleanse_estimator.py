@@ -9,14 +9,14 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.poison_mitigation.neural_cleanse.neural_cleanse import NeuralCleanseMixin
 
+from art_aft.adversarial.inversion import InversionRecipe, Triggers, invert_triggers
 from art_aft.checks import check_choice, check_clip_values, check_integer, check_labels, check_number
-from art_aft.classifier import check_classifier, check_data, clone, predict_labels
+from art_aft.classifiers.classifier import check_classifier, check_data, clone, predict_labels
+from art_aft.classifiers.layers import Head
+from art_aft.data.pixels import to_float
 from art_aft.defences.neural_cleanse import Detection, excited_channels, prune, unlearn
-from art_aft.head import Head
-from art_aft.inversion import InversionRecipe, Triggers, invert_triggers
-from art_aft.pixels import to_float
-from art_aft.rng import isolated_rng
-from art_aft.training import Recipe
+from art_aft.runtime.random_state import isolated_rng
+from art_aft.training.loop import Recipe
 
 logger = logging.getLogger(__name__)
 

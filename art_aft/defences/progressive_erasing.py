@@ -11,13 +11,13 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_integer, check_number
-from art_aft.classifier import clone
+from art_aft.classifiers.classifier import clone
+from art_aft.data.loaders import take
 from art_aft.defences.aft import AdversarialFineTuning
+from art_aft.defences.base import Purification, register
 from art_aft.defences.composed import Composed
 from art_aft.defences.early_stop import margins
-from art_aft.defences.purification import Purification, register
-from art_aft.large_data import take
-from art_aft.processes import from_first
+from art_aft.runtime.processes import from_first
 
 
 @register("progressive_erasing")

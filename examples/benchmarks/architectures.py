@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from art_aft.classifier import build_classifier
-from art_aft.commands.options import command_line
-from art_aft.datasets import digits, split_clean
+from art_aft.attacks import BadNets, Blend
+from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.cli.options import command_line
+from art_aft.data.datasets import digits, split_clean
 from art_aft.defences import AutomaticFineTuning, FineTuning
+from art_aft.experiments.report import write_record
 from art_aft.metrics import evaluate
-from art_aft.perturbations import BadNets, Blend
-from art_aft.poisoning import AllToOne, poison
-from art_aft.report import write_record
-from art_aft.training import Recipe, fit
+from art_aft.training.loop import Recipe, fit
 
 
 class VGG(torch.nn.Module):

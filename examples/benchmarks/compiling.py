@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from art_aft.commands.options import command_line
-from art_aft.devices import has_bfloat16_units
-from art_aft.folding import fold_batch_norm
-from art_aft.infection import Row
+from art_aft.cli.options import command_line
+from art_aft.experiments.report import write_record
+from art_aft.experiments.victims import Row
 from art_aft.models import build_model
-from art_aft.report import write_record
-from art_aft.small_maps import SmallMaps
+from art_aft.runtime.devices import has_bfloat16_units
+from art_aft.runtime.folding import fold_batch_norm
+from art_aft.runtime.small_maps import SmallMaps
 
 MODELS = ("wrn-16-1", "preactresnet-18")
 

@@ -11,13 +11,13 @@ from architectures import ARCHITECTURES, ATTACKS
 from joblib import Parallel, delayed
 
 from art_aft import BackdoorScan
-from art_aft.classifier import build_classifier
-from art_aft.commands.options import command_line
-from art_aft.datasets import digits, split_clean
-from art_aft.infection import Row
-from art_aft.poisoning import AllToOne, poison
-from art_aft.report import write_record
-from art_aft.training import Recipe, fit
+from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.cli.options import command_line
+from art_aft.data.datasets import digits, split_clean
+from art_aft.experiments.report import write_record
+from art_aft.experiments.victims import Row
+from art_aft.training.loop import Recipe, fit
 
 
 def row(name: str, kind: str, seed: int, epochs: int | None) -> Row:

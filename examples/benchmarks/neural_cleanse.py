@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from art_aft.defences import NeuralCleanse
-from art_aft.infection import Infection, Row, Scene, environment, plant
-from art_aft.recipes import RECIPES
+from art_aft.experiments.victims import Infection, Row, Scene, environment, plant
+from art_aft.training.recipes import RECIPES
 
 
 def search(scene: Scene, steps: int, classes_at_once: int | None) -> tuple[NeuralCleanse, float]:

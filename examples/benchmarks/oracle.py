@@ -9,13 +9,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from art_aft.artefacts import STATIC
-from art_aft.commands.options import command_line
-from art_aft.grid import run_grid
-from art_aft.infection import Infection, Row
-from art_aft.report import write_record
-from art_aft.scales import SCALES, Scale, scale
-from art_aft.tasks import Cell
+from art_aft.cli.options import command_line
+from art_aft.experiments.grid import run_grid
+from art_aft.experiments.measurements import Cell
+from art_aft.experiments.paper.artefacts import STATIC
+from art_aft.experiments.paper.scales import SCALES, Scale, scale
+from art_aft.experiments.report import write_record
+from art_aft.experiments.victims import Infection, Row
 
 RADII = (0.5, 1.0, 2.0)
 RATES = (0.1, 0.05, 0.02)

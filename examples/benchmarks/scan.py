@@ -15,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from art_aft import BackdoorScan, evaluate
-from art_aft.infection import Infection, Row, environment, plant
-from art_aft.recipes import RECIPES
-from art_aft.scan import EFFORTS
-from art_aft.signs import ALARMS
-from art_aft.training import Recipe
+from art_aft.detection.report import ALARMS
+from art_aft.detection.scan import EFFORTS
+from art_aft.experiments.victims import Infection, Row, environment, plant
+from art_aft.training.loop import Recipe
+from art_aft.training.recipes import RECIPES
 
 ATTACKS = ("badnets", "blend", "sig", "input_aware", "wanet")
 

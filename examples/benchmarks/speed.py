@@ -28,17 +28,17 @@ from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from art_aft.classifier import build_classifier, clone, predict_labels
-from art_aft.commands.options import command_line
-from art_aft.datasets import load
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.classifiers.classifier import build_classifier, clone, predict_labels
+from art_aft.cli.options import command_line
+from art_aft.data.datasets import load
 from art_aft.defences import DEFENCES, AdversarialFineTuning
-from art_aft.devices import PeakMemory, has_bfloat16_units, images_at_a_time
-from art_aft.evasion import TorchAttacksPGD
-from art_aft.infection import Infection, Row, Scene, plant
+from art_aft.experiments.report import write_record
+from art_aft.experiments.victims import Infection, Row, Scene, plant
 from art_aft.metrics import evaluate
-from art_aft.recipes import RECIPES
-from art_aft.report import write_record
-from art_aft.training import Recipe, fit
+from art_aft.runtime.devices import PeakMemory, has_bfloat16_units, images_at_a_time
+from art_aft.training.loop import Recipe, fit
+from art_aft.training.recipes import RECIPES
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 # Model, images for Stage 1, images for an epoch: enough for whole batches, few enough for ART's slowest.

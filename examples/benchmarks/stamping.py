@@ -14,9 +14,9 @@ import torch
 from art.attacks.poisoning.perturbations import add_pattern_bd, insert_image
 from PIL import Image
 
-from art_aft.commands.options import command_line
-from art_aft.perturbations import PERTURBATIONS
-from art_aft.report import write_record
+from art_aft.attacks import PERTURBATIONS
+from art_aft.cli.options import command_line
+from art_aft.experiments.report import write_record
 
 
 def seconds(function, x):

@@ -1,0 +1,1 @@
+"""Adversarial perturbations: per image, universal, and reversed triggers."""

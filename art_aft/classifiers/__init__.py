@@ -1,0 +1,1 @@
+"""ART's `PyTorchClassifier`: build, copy, check, read, store."""

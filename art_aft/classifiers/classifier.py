@@ -1,0 +1,224 @@
+"""ART's `PyTorchClassifier`: build it, copy it, check it, read its labels and features."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
+from art_aft.classifiers.pixel_module import borrow
+from art_aft.data import loaders as large_data
+from art_aft.data.pixels import to_float
+from art_aft.models import build_model
+from art_aft.runtime.random_state import isolated_rng
+
+
+def build_classifier(
+    model: str | torch.nn.Module,
+    *,
+    input_shape: tuple[int, ...],
+    nb_classes: int,
+    clip_values: tuple[float, float] = (0.0, 1.0),
+    device_type: str = "gpu",
+    seed: int = 0,
+    **settings: Any,
+) -> PyTorchClassifier:
+    """
+    Return a `PyTorchClassifier` with cross entropy as its loss.
+
+    :param model: A model's name, such as "wrn-16-1", or a module that returns logits.
+    :param input_shape: The shape of one image: (C, H, W), or (H, W, C) with `channels_first=False`.
+    :param nb_classes: The number of classes.
+    :param clip_values: The pixel range (low, high).
+    :param device_type: "gpu" (the CPU where there is no GPU) or "cpu".
+    :param seed: The seed of the weights of a model given by name.
+    :param settings: More arguments of `PyTorchClassifier`: `optimizer`, `preprocessing`, `channels_first`.
+    :raises ValueError: If the model is not known.
+    """
+    if isinstance(model, str):
+        if not settings.get("channels_first", True):
+            raise ValueError("channels_first: got False with a model by name, expected True: those take (N, C, H, W)")
+        with isolated_rng(check_integer("seed", seed, 0)):
+            model = build_model(model, nb_classes=nb_classes, in_channels=input_shape[0])
+    classifier = PyTorchClassifier(
+        model,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(input_shape),
+        nb_classes=nb_classes,
+        clip_values=clip_values,
+        device_type=device_type,
+        **settings,
+    )
+    classifier.model.eval()
+    return classifier
+
+
+def clone(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """
+    Return an independent copy: weights, modes, settings and optimizer state, on the same device.
+
+    `copy.deepcopy` would pickle, for which ART writes a file into its data folder and reads it back;
+    `clone_for_refitting` would forget the weights.
+    """
+    shared = ("_model", "_model_wrapper", "_device")
+    state = {key: value for key, value in vars(classifier).items() if key not in shared}
+    # One call, so that the optimizer's copy points to the parameters of the model's copy.
+    model, state = copy.deepcopy((classifier.model, state))
+    twin = object.__new__(type(classifier))
+    vars(twin).update(state, _model_wrapper=classifier._model_wrapper, _device=classifier.device)
+    twin._model = twin._make_model_wrapper(model)
+    twin._model.training = classifier._model.training
+    return twin
+
+
+def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
+    """
+    Check that a classifier is one that this package can work on.
+
+    :param name: The argument's name.
+    :param classifier: What should be ART's `PyTorchClassifier` of images, with a pixel range and a loss on logits.
+    :return: Its pixel range (low, high).
+    :raises TypeError: If it is not a `PyTorchClassifier`.
+    :raises ValueError: If it has no pixel range, another kind of input or loss, or preprocessing outside PyTorch.
+    """
+    if not isinstance(classifier, PyTorchClassifier):
+        raise TypeError(f"{name}: got {type(classifier).__name__}, expected ART's PyTorchClassifier")
+    if len(classifier.input_shape) != 3:
+        raise ValueError(f"{name}.input_shape: got {classifier.input_shape}, expected that of an image, (C, H, W)")
+    if not isinstance(classifier.loss, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):
+        raise ValueError(f"{name}.loss: got {type(classifier.loss).__name__}, expected CrossEntropyLoss or NLLLoss")
+    if not classifier.all_framework_preprocessing:
+        raise ValueError(f"{name}.preprocessing_defences: got some outside PyTorch, expected PreprocessorPyTorch only")
+    if next(classifier.model.parameters(), None) is None:
+        raise ValueError(f"{name}.model: got a model without parameters, expected a trained one")
+    return check_clip_values(f"{name}.clip_values", classifier.clip_values)
+
+
+def check_data(
+    classifier: PyTorchClassifier, x: Any, y: Any, *, in_range: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Check images and labels against a classifier.
+
+    :param classifier: The classifier that they are for.
+    :param x: Images.
+    :param y: Labels, as indices or one-hot.
+    :param in_range: Whether images outside `clip_values` are refused; NaN and infinite pixels always are.
+    :return: Images as float32, or uint8 as they came, of shape (N, *input_shape), and labels as indices of shape (N,).
+    :raises ValueError: If they do not fit.
+    :raises TypeError: If they are of another type.
+    """
+    clip_values = check_classifier("classifier", classifier)
+    check_images(
+        "x", x, clip_values=clip_values if in_range else None, input_shape=classifier.input_shape, allow_8bit=True
+    )
+    labels = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
+    # torch takes no read-only arrays.
+    dtype = np.uint8 if x.dtype == np.uint8 else np.float32
+    return np.require(x, dtype=dtype, requirements=["C_CONTIGUOUS", "WRITEABLE"]), labels
+
+
+def load_data(
+    classifier: PyTorchClassifier, x: Any, y: Any, *, max_images: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Check images and labels against a classifier, and read them where they come from a loader.
+
+    :param classifier: The classifier that they are for.
+    :param x: Images, or a loader of images and labels: torch's `DataLoader` or ART's `PyTorchDataGenerator`. A
+        read-only array is copied: a `memmap` that does not fit in memory is opened with mode "c".
+    :param y: Labels, as indices or one-hot; None with a loader.
+    :param max_images: The most images that are wanted, drawn at random where there are more; None is all.
+    :param seed: The seed of the draw.
+    :return: As `check_data`; all of a loader's images as a mapped array.
+    :raises ValueError: If they do not fit.
+    :raises TypeError: If they are of another type.
+    """
+    if not large_data.is_loader(x):
+        x, y = check_data(classifier, x, y)
+        if max_images is None or len(x) <= max_images:
+            return x, y
+        chosen = np.random.default_rng(seed).permutation(len(x))[:max_images]
+        return x[chosen], y[chosen]
+    if y is not None:
+        raise ValueError("y: got labels beside a loader, expected None: the loader has them")
+    check = functools.partial(check_data, classifier)
+    if max_images is None:
+        return large_data.read(x, check)
+    return large_data.sample(x, max_images, seed, check)
+
+
+def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    """
+    Return predicted labels as ART's `predict` would, but leave modes and random generators as they are.
+
+    :param classifier: The classifier, also in the middle of its training.
+    :param x: float32 or uint8 images of shape (N, *input_shape).
+    :param batch_size: Images at a time.
+    :return: Label indices of shape (N,).
+    """
+    return predict_logits(classifier, x, batch_size).argmax(axis=1)
+
+
+def predict_logits(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    """
+    Return the model's output as ART's `predict` would, but leave modes and random generators as they are.
+
+    :param classifier: The classifier, also in the middle of its training.
+    :param x: float32 or uint8 images of shape (N, *input_shape).
+    :param batch_size: Images at a time.
+    :return: float32 of shape (N, nb_classes).
+    """
+    with torch.no_grad(), borrow(classifier, precision="float32") as module:
+        module.eval()
+        clip_values = check_clip_values("clip_values", classifier.clip_values)
+        parts = torch.from_numpy(x).split(batch_size)
+        return torch.cat([module(to_float(part.to(classifier.device), clip_values)).cpu() for part in parts]).numpy()
+
+
+def features(
+    classifier: PyTorchClassifier, x: np.ndarray, *, pooled: bool = False, batch_size: int = 128
+) -> np.ndarray:
+    """
+    Return the last convolutional feature maps, just before the head (the paper's Table I and Fig. 2).
+
+    :param classifier: The classifier. A model with a method `features` is asked for them (those of this package take
+        the map after normalisation and ReLU, where there are such); of another, the output of the convolution that
+        ran last is taken. Modes, hooks and random generators are left as they were.
+    :param x: Images in `clip_values`, or uint8 images that stand for that range, of shape (N, *input_shape).
+    :param pooled: Whether to average over positions.
+    :param batch_size: Images at a time.
+    :return: float32 of shape (N, C, H, W), or (N, C).
+    :raises ValueError: If the images do not fit, or the model has no convolution.
+    """
+    x, _ = check_data(classifier, x, np.zeros(np.shape(x)[:1]))
+    clip_values = check_clip_values("clip_values", classifier.clip_values)
+    latest: list[torch.Tensor] = []
+    convolutions = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    if not convolutions and not hasattr(classifier.model, "features"):
+        raise ValueError("classifier.model: got a model without a 2-dimensional convolution, expected one")
+    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
+        module.eval()
+        own = getattr(classifier.model, "features", None)
+        # A module called `features` (VGG) is a part of the model, not an answer to this question.
+        ask = own if callable(own) and not isinstance(own, torch.nn.Module) else None
+        hooks = [m.register_forward_hook(lambda *event: latest.append(event[2])) for m in convolutions if not ask]
+        try:
+            maps = []
+            for part in torch.from_numpy(x).split(batch_size):
+                pixels = to_float(part.to(classifier.device), clip_values)
+                if ask:
+                    latest.append(ask(module.preprocess(pixels)))
+                else:
+                    module(pixels)
+                maps.append((latest[-1].mean(dim=(2, 3)) if pooled else latest[-1]).cpu())
+                latest.clear()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return torch.cat(maps).numpy()

@@ -1,0 +1,183 @@
+"""
+A classifier as a plain module from pixels to logits, in the precision and memory format that are fast on its device.
+
+`borrow` is the one place where these are chosen. It takes the classifier back as it was: modes, flags, formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+
+from art_aft.checks import check_choice, check_clip_values
+from art_aft.runtime.devices import PRECISIONS, has_bfloat16_units
+from art_aft.runtime.folding import fold_batch_norm
+from art_aft.runtime.random_state import isolated_rng
+from art_aft.runtime.small_maps import SmallMaps
+
+
+class PixelModule(torch.nn.Module):
+    """
+    What a classifier does from pixels to logits, as one differentiable module: rescaling, preprocessing, model.
+
+    :param classifier: The classifier; its model's parameters are shared, not copied.
+    :param scale: The pixel values (low, high) that inputs 0 and 1 stand for; None takes pixels as they are.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier, scale: tuple[float, float] | None = None) -> None:
+        super().__init__()
+        self.model = classifier.model
+        self.scale = None if scale == (0.0, 1.0) else scale
+        self.channels_first = classifier.channels_first
+        self.channels_last_memory = False
+        self.bfloat16 = False
+        self.freeze_bn = False
+        # ART's default preprocessing, (x - 0) / 1, is left out: it only costs time.
+        self._operations = [op for op in classifier.preprocessing_operations if not _is_identity(op)]
+
+    def train(self, mode: bool = True) -> PixelModule:
+        """Set the mode as usual, but leave batch normalisation in evaluation mode where `freeze_bn` is set."""
+        super().train(mode)
+        if self.freeze_bn:
+            for module in self.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def preprocess(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the model itself sees of images of shape (N, *input_shape)."""
+        if self.scale is not None:
+            low, high = self.scale
+            x = low + (high - low) * x
+        for operation in self._operations:
+            if operation.apply_fit if self.training else operation.apply_predict:
+                x, _ = operation.forward(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits of shape (N, nb_classes) for images of shape (N, *input_shape)."""
+        if x.requires_grad:
+            # torchattacks' PGDL2 calls .view on the gradient, which a channels_last one does not allow.
+            x.register_hook(torch.Tensor.contiguous)
+        x = self.preprocess(x)
+        if self.channels_last_memory and self.channels_first:
+            x = x.contiguous(memory_format=torch.channels_last)
+        small_maps = SmallMaps() if self.bfloat16 and x.device.type == "cpu" else nullcontext()
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16), small_maps:
+            logits = self.model(x)
+        return logits.float()
+
+
+def _is_identity(operation: Any) -> bool:
+    return (
+        isinstance(operation, StandardisationMeanStdPyTorch)
+        and not np.any(operation.mean)
+        and bool(np.all(operation.std == 1))
+    )
+
+
+@contextmanager
+def borrow(
+    classifier: PyTorchClassifier,
+    *,
+    precision: str = "auto",
+    scale: tuple[float, float] | None = None,
+    freeze: bool = False,
+    keep_buffers: bool = False,
+    fold: bool = False,
+) -> Iterator[PixelModule]:
+    """
+    Lend out a classifier as a module in the fastest form that gives right results on its device.
+
+    With bfloat16, weights lie in channels_last order and activations are computed under autocast. A model that
+    fails so (a `.view` on activations, an operation without bfloat16) gets the plain layout, then plain precision.
+
+    :param classifier: The classifier. Afterwards, also after an exception, each module's mode, each parameter's
+        `requires_grad` flag and memory format are as they were; weights keep what was done to them.
+    :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
+    :param scale: The pixel values that inputs 0 and 1 stand for; None takes pixels as they are.
+    :param freeze: Whether the parameters need no gradients.
+    :param keep_buffers: Whether buffers (running statistics) are put back too.
+    :param fold: Whether, in bfloat16, batch normalisation is merged into the convolutions before it where the model can
+        be traced: for work in evaluation mode that changes no weights.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    module = PixelModule(classifier, scale)
+    flags = {part: part.training for part in classifier._model.modules()}
+    parameters = [(p, p.requires_grad, p.stride()) for p in classifier.model.parameters()]
+    buffers = [(b, b.clone()) for b in classifier.model.buffers()] if keep_buffers else []
+    try:
+        for parameter, *_ in parameters if freeze else ():
+            parameter.requires_grad_(False)
+        if precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(classifier.device)):
+            _settle(module, classifier, can_fall_back=precision == "auto")
+            if fold and module.bfloat16:
+                _fold(module, classifier)
+            _set_modes(flags)
+        yield module
+    finally:
+        _set_modes(flags)
+        for parameter, requires_grad, stride in parameters:
+            parameter.requires_grad_(requires_grad)
+            # Not .contiguous(): strides that mean the same (of 1x1 kernels) still choose other code paths.
+            if parameter.stride() != stride:
+                parameter.data = torch.empty_strided(
+                    parameter.shape, stride, dtype=parameter.dtype, device=parameter.device
+                ).copy_(parameter.data)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _set_modes(flags: dict[torch.nn.Module, bool]) -> None:
+    """Set each module's own mode; .train() and .eval() would set those of its parts too."""
+    for part, training in flags.items():
+        part.training = training
+
+
+def _settle(module: PixelModule, classifier: PyTorchClassifier, can_fall_back: bool) -> None:
+    """Choose the fastest form of the module that runs forward and backward on two grey images."""
+    ladder = [(True, torch.channels_last), (True, torch.contiguous_format)]
+    low, high = (0.0, 1.0) if module.scale is not None else check_clip_values("clip_values", classifier.clip_values)
+    with isolated_rng(), torch.enable_grad():
+        module.eval()
+        for bfloat16, memory_format in ladder:
+            module.bfloat16 = bfloat16
+            module.channels_last_memory = memory_format is torch.channels_last
+            module.model.to(memory_format=memory_format)
+            grey = torch.full((2, *classifier.input_shape), (low + high) / 2, device=classifier.device)
+            try:
+                torch.autograd.grad(module(grey.requires_grad_(True)).sum(), grey)
+            except RuntimeError:
+                if not can_fall_back and memory_format is torch.contiguous_format:
+                    raise
+            else:
+                return
+    module.bfloat16 = False
+
+
+def _fold(module: PixelModule, classifier: PyTorchClassifier) -> None:
+    """Let the module run a copy of the model with fewer layers, if it is the same function."""
+    model = module.model.eval()
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *classifier.input_shape, generator=random).to(classifier.device)
+    if module.scale is None:
+        low, high = check_clip_values("clip_values", classifier.clip_values)
+        images = low + (high - low) * images
+    with torch.no_grad(), isolated_rng():
+        try:
+            folded = fold_batch_norm(model)
+            seen = module.preprocess(images)
+            expected, found = model(seen), folded(seen)
+        except Exception:  # a model of any make: what its tracing may raise is not known
+            return
+    if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
+        folded.requires_grad_(False)
+        memory_format = torch.channels_last if module.channels_last_memory else torch.contiguous_format
+        module.model = folded.to(memory_format=memory_format)

@@ -1,0 +1,1 @@
+"""Is a classifier infected, and with which label?"""

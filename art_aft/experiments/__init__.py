@@ -1,0 +1,1 @@
+"""Victims, comparisons, measurements, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Devices, random state, processes, and what makes the work fast."""
