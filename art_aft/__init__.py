@@ -3,7 +3,8 @@
 __version__ = "0.1.0"
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
-from art_aft.attacks.poisoning import AllToAll, AllToOne, PoisonedData, poison
+from art_aft.attacks.labels import AllToAll, AllToOne
+from art_aft.attacks.poisoning import PoisonedData, poison
 from art_aft.classifiers.classifier import build_classifier, clone
 from art_aft.defences import (
     AdversarialFineTuning,

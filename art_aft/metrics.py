@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 from art.data_generators import PyTorchDataGenerator
 from torch.utils.data import DataLoader
 
-from art_aft.attacks import stamp
+from art_aft.attacks.base import stamp
+from art_aft.attacks.labels import LabelMap, wanted_labels
 from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_labels
 from art_aft.data.loaders import batches_of, is_loader
 from art_aft.data.pixels import to_float
 from art_aft.runtime.random_state import isolated_rng
-
-LabelMap = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,6 @@ def defence_effectiveness(before: Scores, after: Scores) -> float:
     :return: A share in [0, 1]: 1 for a backdoor gone at no cost, 0.5 for a classifier that is as it was.
     """
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
-
-
-def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = None) -> np.ndarray:
-    """
-    Return the attacker's label for each true one.
-
-    :param labels: What a triggered image should become: `AllToOne`, `AllToAll`, or another callable.
-    :param truth: True labels, as indices.
-    :param nb_classes: The number of classes, where it is known.
-    :raises TypeError: If `labels` is not callable.
-    :raises ValueError: If it returns labels out of range, or another number of them.
-    """
-    if not callable(labels):
-        raise TypeError(f"labels: got {type(labels).__name__}, expected AllToOne, AllToAll or another callable")
-    return check_labels("labels(y)", labels(truth), nb_classes=nb_classes, nb_samples=len(truth))
 
 
 def evaluate(

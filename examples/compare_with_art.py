@@ -20,7 +20,8 @@ from art.defences.transformer.poisoning import NeuralCleanse
 from art.estimators.classification import KerasClassifier, PyTorchClassifier
 
 from art_aft.attacks import BadNets
-from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.attacks.labels import AllToOne
+from art_aft.attacks.poisoning import poison
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.data.datasets import Dataset, digits, split_clean
 from art_aft.defences import PyTorchNeuralCleanse

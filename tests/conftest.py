@@ -16,7 +16,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_aft.attacks import BadNets
-from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.attacks.labels import AllToOne
+from art_aft.attacks.poisoning import poison
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.data.datasets import digits, split_clean
 from art_aft.metrics import Scores, evaluate

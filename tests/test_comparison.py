@@ -16,7 +16,7 @@ from test_demo import EXAMPLES, ONE_THREAD
 
 from art_aft.adversarial.inversion import Triggers
 from art_aft.attacks import BadNets
-from art_aft.attacks.poisoning import AllToOne
+from art_aft.attacks.labels import AllToOne
 from art_aft.cli import main as cli
 from art_aft.defences import Purification, Tuning
 from art_aft.defences.neural_cleanse import Detection

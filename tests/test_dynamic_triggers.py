@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from art_aft.attacks import PERTURBATIONS, InputAware, WaNet
-from art_aft.attacks.poisoning import AllToAll, AllToOne, BatchPoisoning, poison
+from art_aft.attacks.labels import AllToAll, AllToOne
+from art_aft.attacks.poisoning import BatchPoisoning, poison
 
 
 def images(count=3, channels=3, side=32, dtype=np.float32):

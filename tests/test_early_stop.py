@@ -6,7 +6,8 @@ import torch
 from conftest import linear_classifier, same_weights, tiny_classifier, tiny_data, weights
 
 from art_aft.attacks import BadNets
-from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.attacks.labels import AllToOne
+from art_aft.attacks.poisoning import poison
 from art_aft.classifiers.classifier import clone, predict_labels
 from art_aft.data.datasets import digits, split_clean
 from art_aft.defences import AdversarialFineTuning

@@ -10,7 +10,7 @@ from PIL import Image
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.attacks import BadNets
-from art_aft.attacks.poisoning import AllToOne
+from art_aft.attacks.labels import AllToOne
 from art_aft.classifiers.classifier import build_classifier, features
 from art_aft.data import datasets
 from art_aft.data.pixels import to_8bit, to_float

@@ -7,7 +7,7 @@ import pytest
 from art.attacks.poisoning import PoisoningAttackBackdoor
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from art_aft.attacks.poisoning import AllToAll, AllToOne
+from art_aft.attacks.labels import AllToAll, AllToOne
 from art_aft.metrics import evaluate, label_matrix, target_share
 
 TRUTH = np.array([0, 0, 1, 1, 2, 2])

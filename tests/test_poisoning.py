@@ -7,7 +7,8 @@ import pytest
 from art.attacks.poisoning import PoisoningAttackBackdoor
 
 from art_aft.attacks import BadNets
-from art_aft.attacks.poisoning import AllToAll, AllToOne, poison
+from art_aft.attacks.labels import AllToAll, AllToOne
+from art_aft.attacks.poisoning import poison
 
 
 def paint(x):

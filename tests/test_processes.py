@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import assert_backdoor_removed, same_weights, tiny_classifier, tiny_data, untouched
 
+from art_aft.data.loaders import batch_sizes
 from art_aft.runtime.processes import World, across_processes, check_same, exchange, from_first, number_of_first, world
-from art_aft.training.batches import batch_sizes
 from art_aft.training.loop import Recipe, fit
 
 ROOT = Path(__file__).parent.parent

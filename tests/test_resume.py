@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from art_aft.attacks import InputAware, WaNet
-from art_aft.attacks.poisoning import AllToOne, BatchPoisoning
+from art_aft.attacks.labels import AllToOne
+from art_aft.attacks.poisoning import BatchPoisoning
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.experiments import victims as infection
 from art_aft.experiments.victims import Infection, plant

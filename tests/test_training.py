@@ -27,8 +27,9 @@ from scipy.stats import binomtest, chisquare
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_aft.classifiers.classifier import build_classifier, clone
+from art_aft.data.loaders import batch_sizes
 from art_aft.training.batch_norm import recalibrate_batch_norm
-from art_aft.training.batches import Augmentation, batch_sizes
+from art_aft.training.batches import Augmentation
 from art_aft.training.checkpoints import BestEpoch
 from art_aft.training.loop import Recipe, fit
 

@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 from art_aft.checks import check_choice, check_clip_values, check_integer, check_number
 from art_aft.classifiers.classifier import check_data
 from art_aft.classifiers.pixel_module import borrow
+from art_aft.data.loaders import batch_sizes
 from art_aft.data.pixels import to_float
 from art_aft.metrics import anomaly_indices
 from art_aft.runtime.devices import PRECISIONS
 from art_aft.runtime.random_state import isolated_rng
-from art_aft.training.batches import batch_sizes
 
 # tanh reaches -1 and 1 in float32; with this, masks and patterns stay inside (0, 1) and can be inverted.
 _INSIDE = 1e-6

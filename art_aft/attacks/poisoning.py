@@ -10,46 +10,8 @@ import numpy as np
 import torch
 
 from art_aft.attacks import stamp
+from art_aft.attacks.labels import LabelMap, wanted_labels
 from art_aft.checks import check_choice, check_flag, check_integer, check_labels, check_number
-from art_aft.metrics import LabelMap, wanted_labels
-
-
-@dataclass(frozen=True)
-class AllToOne:
-    """
-    Every triggered image should become `target`.
-
-    :param target: The attacker's label, a class index.
-    """
-
-    target: int
-
-    def __post_init__(self) -> None:
-        check_integer("target", self.target, 0)
-
-    def __call__(self, y: np.ndarray) -> np.ndarray:
-        """Return the attacker's label for each true class index in `y`."""
-        return np.full_like(y, self.target)
-
-
-@dataclass(frozen=True)
-class AllToAll:
-    """
-    A triggered image of class y should become (y + 1) mod `nb_classes`.
-
-    :param nb_classes: The number of classes, at least 2.
-    """
-
-    nb_classes: int
-
-    def __post_init__(self) -> None:
-        check_integer("nb_classes", self.nb_classes, 2)
-
-    def __call__(self, y: np.ndarray) -> np.ndarray:
-        """Return the attacker's label for each true class index in `y`."""
-        if np.size(y) and np.max(y) >= self.nb_classes:
-            raise ValueError(f"labels: got {self} for label {np.max(y)}, expected more classes")
-        return (y + 1) % self.nb_classes
 
 
 @dataclass(frozen=True)

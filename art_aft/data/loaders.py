@@ -124,3 +124,18 @@ def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
     for part in chunks(taken):
         taken[part] = x[index[part]]
     return taken
+
+
+def batch_sizes(n: int, batch_size: int, least: int = 2) -> list[int]:
+    """
+    Return batch sizes that add up to n.
+
+    :param n: The number of images.
+    :param batch_size: Images a batch.
+    :param least: A last batch of fewer images joins the one before: on one image BatchNorm fails, and each process
+        needs one.
+    """
+    sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
+    if len(sizes) > 1 and sizes[-1] < least <= batch_size:
+        sizes[-2:] = [sizes[-2] + sizes[-1]]
+    return sizes

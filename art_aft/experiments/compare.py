@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.attacks.labels import LabelMap
 from art_aft.checks import check_integer, check_number
 from art_aft.classifiers.classifier import check_classifier, check_data, predict_labels
 from art_aft.defences import DEFENCES, Purification
 from art_aft.experiments.victims import Row
-from art_aft.metrics import LabelMap, Scores, defence_effectiveness, evaluate
+from art_aft.metrics import Scores, defence_effectiveness, evaluate
 from art_aft.runtime.devices import PeakMemory
 
 Factory = Callable[..., Purification]

@@ -14,11 +14,12 @@ import numpy as np
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.attacks import stamp
+from art_aft.attacks.labels import wanted_labels
 from art_aft.classifiers.classifier import clone, features, predict_labels
 from art_aft.data.pixels import to_float
 from art_aft.defences import DEFENCES, AdversarialFineTuning
 from art_aft.experiments.victims import Infection, Row, Scene, clean_subset, plant, poisoned_data
-from art_aft.metrics import defence_effectiveness, evaluate, wanted_labels
+from art_aft.metrics import defence_effectiveness, evaluate
 from art_aft.registry import Registry
 
 

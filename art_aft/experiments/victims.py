@@ -20,7 +20,8 @@ from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.attacks import PERTURBATIONS
-from art_aft.attacks.poisoning import AllToAll, AllToOne, BatchPoisoning, PoisonedData, poison
+from art_aft.attacks.labels import AllToAll, AllToOne
+from art_aft.attacks.poisoning import BatchPoisoning, PoisonedData, poison
 from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier

@@ -9,9 +9,9 @@ from art.estimators.classification import PyTorchClassifier
 from art_aft.checks import check_clip_values
 from art_aft.classifiers.classifier import check_data
 from art_aft.classifiers.pixel_module import borrow
+from art_aft.data.loaders import batch_sizes
 from art_aft.data.pixels import to_float
 from art_aft.runtime.random_state import isolated_rng
-from art_aft.training.batches import batch_sizes
 
 
 def recalibrate_batch_norm(classifier: PyTorchClassifier, x: np.ndarray, *, batch_size: int = 128) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from art_aft.data.loaders import chunks, empty
+from art_aft.data.loaders import batch_sizes, chunks, empty
 from art_aft.data.pixels import to_float
 from art_aft.runtime.processes import world
 
@@ -189,18 +189,3 @@ def augmented_views(
             seen = to_float(x[part], clip_values)
             views[start + part.start :][: len(seen)] = augmentation(torch.from_numpy(seen), rng)
     return views
-
-
-def batch_sizes(n: int, batch_size: int, least: int = 2) -> list[int]:
-    """
-    Return batch sizes that add up to n.
-
-    :param n: The number of images.
-    :param batch_size: Images a batch.
-    :param least: A last batch of fewer images joins the one before: on one image BatchNorm fails, and each process
-        needs one.
-    """
-    sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
-    if len(sizes) > 1 and sizes[-1] < least <= batch_size:
-        sizes[-2:] = [sizes[-2] + sizes[-1]]
-    return sizes

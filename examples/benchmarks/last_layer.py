@@ -11,7 +11,8 @@ from architectures import ARCHITECTURES, ATTACKS
 from joblib import Parallel, delayed
 
 from art_aft import BackdoorScan
-from art_aft.attacks.poisoning import AllToOne, poison
+from art_aft.attacks.labels import AllToOne
+from art_aft.attacks.poisoning import poison
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.cli.options import command_line
 from art_aft.data.datasets import digits, split_clean

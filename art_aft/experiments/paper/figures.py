@@ -10,11 +10,11 @@ import numpy as np
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.attacks import stamp
+from art_aft.attacks.labels import wanted_labels
 from art_aft.data.pixels import to_float
 from art_aft.experiments.measurements import Cell
 from art_aft.experiments.paper.theory import linear_backdoor
 from art_aft.experiments.victims import Infection, Row, plant
-from art_aft.metrics import wanted_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

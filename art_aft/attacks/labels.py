@@ -1,0 +1,65 @@
+"""What a triggered image should become: the attacker's label for each true one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from art_aft.checks import check_integer, check_labels
+
+LabelMap = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class AllToOne:
+    """
+    Every triggered image should become `target`.
+
+    :param target: The attacker's label, a class index.
+    """
+
+    target: int
+
+    def __post_init__(self) -> None:
+        check_integer("target", self.target, 0)
+
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        """Return the attacker's label for each true class index in `y`."""
+        return np.full_like(y, self.target)
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """
+    A triggered image of class y should become (y + 1) mod `nb_classes`.
+
+    :param nb_classes: The number of classes, at least 2.
+    """
+
+    nb_classes: int
+
+    def __post_init__(self) -> None:
+        check_integer("nb_classes", self.nb_classes, 2)
+
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        """Return the attacker's label for each true class index in `y`."""
+        if np.size(y) and np.max(y) >= self.nb_classes:
+            raise ValueError(f"labels: got {self} for label {np.max(y)}, expected more classes")
+        return (y + 1) % self.nb_classes
+
+
+def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = None) -> np.ndarray:
+    """
+    Return the attacker's label for each true one.
+
+    :param labels: What a triggered image should become: `AllToOne`, `AllToAll`, or another callable.
+    :param truth: True labels, as indices.
+    :param nb_classes: The number of classes, where it is known.
+    :raises TypeError: If `labels` is not callable.
+    :raises ValueError: If it returns labels out of range, or another number of them.
+    """
+    if not callable(labels):
+        raise TypeError(f"labels: got {type(labels).__name__}, expected AllToOne, AllToAll or another callable")
+    return check_labels("labels(y)", labels(truth), nb_classes=nb_classes, nb_samples=len(truth))
