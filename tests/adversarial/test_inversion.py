@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from helpers import (
     NB_CLASSES,
     SHAPE,
     TinyNet,

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from helpers import (
     ENCODINGS,
     NB_CLASSES,
     SHAPE,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import same_weights, tiny_classifier, tiny_data, untouched
+from helpers import same_weights, tiny_classifier, tiny_data, untouched
 
 from art_aft.classifiers.classifier import build_classifier, clone
 from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning, FinePruning, automatic

@@ -10,7 +10,7 @@ import torch
 from art.defences.preprocessor import SpatialSmoothing
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
-from conftest import (
+from helpers import (
     ENCODINGS,
     NB_CLASSES,
     SHAPE,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from helpers import (
     ENCODINGS,
     NB_CLASSES,
     SHAPE,

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchattacks
 from art.attacks.evasion import ProjectedGradientDescentPyTorch
-from conftest import (
+from helpers import (
     ENCODINGS,
     NB_CLASSES,
     SHAPE,

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from helpers import (
     ENCODINGS,
     NB_CLASSES,
     SHAPE,

@@ -11,13 +11,13 @@ import numpy as np
 import processes_worker
 import pytest
 import torch
-from conftest import assert_backdoor_removed, same_weights, tiny_classifier, tiny_data, untouched
+from helpers import assert_backdoor_removed, same_weights, tiny_classifier, tiny_data, untouched
 
 from art_aft.data.loaders import batch_sizes
 from art_aft.runtime.processes import World, across_processes, check_same, exchange, from_first, number_of_first, world
 from art_aft.training.loop import Recipe, fit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(nb_epochs=1, batch_size=8, precision="float32")
 
 

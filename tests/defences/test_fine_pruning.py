@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import NB_CLASSES, SHAPE, TinyNet, same_weights, tiny_classifier, tiny_data, untouched, weights
+from helpers import NB_CLASSES, SHAPE, TinyNet, same_weights, tiny_classifier, tiny_data, untouched, weights
 
 from art_aft.classifiers.classifier import build_classifier, clone, features
 from art_aft.classifiers.layers import Head

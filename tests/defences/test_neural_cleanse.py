@@ -9,7 +9,7 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.poison_mitigation.neural_cleanse.neural_cleanse import NeuralCleanseMixin
-from conftest import (
+from helpers import (
     NB_CLASSES,
     SHAPE,
     TinyNet,

@@ -18,7 +18,7 @@ from art_aft.experiments.paper.artefacts import ARTEFACTS
 from art_aft.experiments.paper.scales import SCALES, scale
 from art_aft.experiments.victims import Infection
 
-RESULTS = Path(__file__).parent.parent / "examples" / "results"
+RESULTS = Path(__file__).parents[2] / "examples" / "results"
 NAMES = [f"table{n}" for n in range(1, 11)] + [f"fig{n}" for n in range(1, 10)] + ["theory"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from art.data_generators import PyTorchDataGenerator
-from conftest import NB_CLASSES, SHAPE, global_rng, same_weights, tiny_classifier, tiny_data, weights
+from helpers import NB_CLASSES, SHAPE, global_rng, same_weights, tiny_classifier, tiny_data, weights
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from art_aft import AdversarialFineTuning, AdversarialFineTuningTrainer, AllToOne, BackdoorScan, evaluate

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import linear_classifier, same_weights, tiny_classifier, tiny_data, untouched
+from helpers import linear_classifier, same_weights, tiny_classifier, tiny_data, untouched
 
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne

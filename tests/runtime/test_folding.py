@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPE, gradient_flags, modes, same_weights, tiny_classifier, tiny_data, weights
+from helpers import SHAPE, gradient_flags, modes, same_weights, tiny_classifier, tiny_data, weights
 
 from art_aft import TorchAttacksPGD
 from art_aft.classifiers.classifier import build_classifier

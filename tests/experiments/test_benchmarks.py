@@ -11,7 +11,7 @@ import pytest
 from art_aft.cli.options import command_line
 from art_aft.defences import AdversarialFineTuning
 
-BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 def module(name):

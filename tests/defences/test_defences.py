@@ -9,7 +9,7 @@ import pytest
 import torch
 from art.defences.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
-from conftest import (
+from helpers import (
     ENCODINGS,
     NB_CLASSES,
     SHAPE,

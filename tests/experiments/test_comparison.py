@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import NB_CLASSES, SHAPE, linear_classifier, tiny_data, untouched
+from helpers import NB_CLASSES, SHAPE, linear_classifier, tiny_data, untouched
 from test_demo import EXAMPLES, ONE_THREAD
 
 from art_aft.adversarial.inversion import Triggers

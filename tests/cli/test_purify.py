@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from conftest import same_weights, weights
+from helpers import same_weights, weights
 
 from art_aft.attacks import BadNets
 from art_aft.classifiers import storage

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import assert_backdoor_removed
+from helpers import assert_backdoor_removed
 
 from art_aft import cli as commands
 from art_aft.cli import main as cli
@@ -17,7 +17,7 @@ from art_aft.experiments.report import text_table
 # Two threads on cores that others use too wait for each other at every step, and take minutes instead of seconds.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 DEFENCES = ("fine_tuning", "fine_pruning", "neural_cleanse", "nad", "aft")
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")

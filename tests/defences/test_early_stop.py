@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import linear_classifier, same_weights, tiny_classifier, tiny_data, weights
+from helpers import linear_classifier, same_weights, tiny_classifier, tiny_data, weights
 
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from conftest import weights
+from helpers import weights
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import features
