@@ -3,13 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint smoke
+# The files whose numbers depend most on how a processor rounds.
+DELICATE = tests/adversarial tests/training tests/defences/test_defences.py tests/runtime/test_folding.py \
+	tests/runtime/test_small_maps.py
+
+.PHONY: demo test delicate lint smoke
 
 demo: $(VENV)/installed
 	$(BIN)/art-aft demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --doctest-modules art_aft
+
+# Once more, with the instruction set of an older processor.
+delicate: $(VENV)/installed
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
+		$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(DELICATE)
 
 smoke: $(VENV)/installed
 	rm -rf build/smoke

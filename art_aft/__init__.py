@@ -11,9 +11,9 @@ from art_aft.defences import (
     AdversarialFineTuningTrainer,
     AutomaticFineTuning,
     ProgressiveErasing,
+    UniversalAdversarialFineTuning,
 )
-from art_aft.detection.report import ScanReport
-from art_aft.detection.scan import BackdoorScan
+from art_aft.detection import BackdoorScan, ScanReport
 from art_aft.metrics import Scores, evaluate
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ScanReport",
     "Scores",
     "TorchAttacksPGD",
+    "UniversalAdversarialFineTuning",
     "build_classifier",
     "clone",
     "evaluate",

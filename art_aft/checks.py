@@ -9,6 +9,32 @@ from typing import Any
 
 import numpy as np
 
+# Sums and products of shares, such as 0.29 * 100, miss a whole number of images by less than this.
+_ROUNDING = 1e-9
+
+
+def at_most(value: float, bound: float) -> bool:
+    """
+    Return whether a share is at most a bound, where a share of whole images must not fall to the side of a rounding
+    error.
+
+    >>> 1 - 0.9 <= 0.1, at_most(1 - 0.9, 0.1)
+    (True, True)
+    >>> 0.8 - 0.7 <= 0.1, at_most(0.8 - 0.7, 0.1)
+    (False, True)
+    """
+    return value <= bound + _ROUNDING
+
+
+def whole(value: float) -> int:
+    """
+    Return a number of images rounded down, where a rounding error must not cost one.
+
+    >>> int(0.29 * 100), whole(0.29 * 100)
+    (28, 29)
+    """
+    return int(value + _ROUNDING)
+
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
     """Return `value` as an int that is at least `minimum`."""
@@ -22,7 +48,15 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
 def check_number(
     name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf, above: bool = False
 ) -> float:
-    """Return `value` as a finite float in [minimum, maximum], or in (minimum, maximum] with `above`."""
+    """
+    Return `value` as a finite float in [minimum, maximum], or in (minimum, maximum] with `above`.
+
+    :param name: The argument's name.
+    :param value: What should be a number.
+    :param minimum: The least number that is allowed.
+    :param maximum: The greatest.
+    :param above: Whether the least number itself is refused.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected a number")
     try:
@@ -97,7 +131,15 @@ def check_layout(
     allow_empty: bool = False,
     allow_8bit: bool = False,
 ) -> None:
-    """Check what `check_images` does, but for the values of the pixels."""
+    """
+    Check the shape and type of a batch of images, and not the values of the pixels.
+
+    :param name: The argument's name.
+    :param x: Floating-point pixels of shape (N, C, H, W) or (N, H, W, C).
+    :param input_shape: The shape of one image, where it is known.
+    :param allow_empty: Whether N may be 0.
+    :param allow_8bit: Whether uint8 is allowed.
+    """
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a numpy array of images")
     if x.ndim != 4 or (input_shape is not None and x.shape[1:] != tuple(input_shape)):

@@ -1,25 +1,41 @@
-"""Names for things that come in kinds: attacks, defences, models."""
+"""Names for things that come in kinds: attacks, defences, detectors, models."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Registry(Mapping[str, T], Generic[T]):
     """
     A read-only mapping from names to what was registered under them.
 
+    Entries come from `register`, from the modules that `discover` imports, and from the entry points of installed
+    packages, which are loaded when the registry is first looked into.
+
+    >>> shapes = Registry("shape")
+    >>> @shapes.register("square")
+    ... class Square: ...
+    >>> list(shapes)
+    ['square']
+
     :param kind: What the names stand for, for error messages.
+    :param group: The group of entry points by which other packages add entries, such as "art_aft.defences"; None is
+        none.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._entries: dict[str, T] = {}
+    def __init__(self, kind: str, group: str | None = None) -> None:
+        self.kind, self.group = kind, group
+        self._own: dict[str, T] = {}
+        self._loaded = group is None
 
     def register(self, name: str) -> Callable[[T], T]:
         """
@@ -30,9 +46,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """
 
         def decorate(entry: T) -> T:
-            if name in self._entries and self._entries[name] is not entry:
+            if name in self._own and self._own[name] is not entry:
                 raise ValueError(f"name: {self.kind} {name!r} is registered already, expected a new name")
-            self._entries[name] = entry
+            self._own[name] = entry
             return entry
 
         return decorate
@@ -46,6 +62,18 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         for module in pkgutil.iter_modules(path):
             importlib.import_module(f"{package}.{module.name}")
+
+    @property
+    def _entries(self) -> dict[str, T]:
+        """All entries, those of other packages included. A package that cannot be loaded is logged and left out."""
+        if not self._loaded:
+            self._loaded = True  # first, for a package may look into the registry while it is being imported
+            for point in entry_points(group=self.group or ""):
+                try:
+                    self.register(point.name)(point.load())
+                except Exception as error:  # whatever a foreign package raises must not take the others with it
+                    logger.warning("%s %r of %s cannot be loaded: %s", self.kind, point.name, point.value, error)
+        return self._own
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:

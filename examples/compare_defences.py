@@ -1,4 +1,4 @@
-"""Five defences against one backdoor in a digit classifier: the same data, as many settings tried for each."""
+"""Five defences against one backdoor in a digit classifier: the same data, the same number of settings tried."""
 
 import argparse
 import json
@@ -6,28 +6,28 @@ from functools import partial
 
 from art_aft.defences import DEFENCES
 from art_aft.experiments.compare import TUNABLE, compare
-from art_aft.experiments.demo import Infection, plant
+from art_aft.experiments.victims import VictimSettings, train_victim
 from art_aft.training.recipes import RECIPES
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--attack", default="blend", help="badnets, blend, sig or wanet (default: %(default)s)")
-parser.add_argument("--smoke", action="store_true", help="only see that it runs")
+parser.add_argument("--smoke", action="store_true", help="only show that it runs")
 parser.add_argument("--output", default="compare_defences.json", help="where the rows go (default: %(default)s)")
 options = parser.parse_args()
 
-scene = plant(Infection(attack=options.attack, recipe=RECIPES["digits"]))
-# Mirrored digits are no digits; these images are too small to be cut at random by more than a pixel.
-tuning = {"batch_size": 32, "padding": 0, "mirror": False, **({"nb_epochs": 1} if options.smoke else {})}
+victim = train_victim(VictimSettings(attack=options.attack, recipe=RECIPES["digits"]))
+# A flipped digit is no digit; these images are too small to be cropped at random by more than a pixel.
+tuning = {"batch_size": 32, "padding": 0, "horizontal_flip": False, **({"nb_epochs": 1} if options.smoke else {})}
 search = {"steps": 3} if options.smoke else {"steps": 100}
 rows = compare(
-    scene.classifier,
+    victim.classifier,
     {name: partial(DEFENCES[name], **tuning, **(search if name == "neural_cleanse" else {})) for name in TUNABLE},
-    scene.x_clean,
-    scene.y_clean,
-    scene.dataset.x_test,
-    scene.dataset.y_test,
-    scene.attack,
-    scene.labels,
+    victim.x_clean,
+    victim.y_clean,
+    victim.dataset.x_test,
+    victim.dataset.y_test,
+    victim.attack,
+    victim.labels,
     learning_rates=(0.01, 0.02, 0.05),
 )
 for row in rows:

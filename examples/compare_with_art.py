@@ -1,4 +1,4 @@
-"""ART's own Neural Cleanse, which takes Keras models only, beside this package's: same weights, same digits."""
+"""Compare ART's own Neural Cleanse, which is for Keras models only, with this package's: same weights, same digits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from art.estimators.classification import KerasClassifier, PyTorchClassifier
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne
 from art_aft.attacks.poisoning import poison
-from art_aft.classifiers.classifier import build_classifier
+from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.data.datasets import Dataset, digits, split_clean
 from art_aft.defences import PyTorchNeuralCleanse
-from art_aft.experiments.report import write_json
+from art_aft.experiments.rows import json_values
 from art_aft.experiments.victims import Row, environment
 from art_aft.metrics import evaluate
-from art_aft.training.loop import Recipe, fit
+from art_aft.runtime.files import write_json
+from art_aft.training.batches import Batches
+from art_aft.training.loop import fit
+from art_aft.training.recipe import Recipe
 
 TARGET = 0
 VICTIM: Row = {"nb_epochs": 25, "batch_size": 64, "learning_rate": 0.05, "schedule": "one_cycle"}
@@ -36,11 +39,12 @@ OPTIMIZER = {"learning_rate": 0.01, "momentum": 0.9}  # of the Keras model, with
 
 Trigger = tuple[int, np.ndarray, np.ndarray]  # label, mask, pattern
 Fresh = Callable[[], Any]  # makes a defence of an untouched copy
+Contender = tuple[str, Fresh, np.ndarray]  # title, defence, and the images as it takes them
 
 
 @dataclass
 class Judged:
-    """A defended classifier as `evaluate` wants it: channels first, and abstention as a class that is never right."""
+    """A defended classifier as `evaluate` needs it: channels first, and abstention as a class that is never right."""
 
     classifier: Any
     input_shape: tuple[int, ...]
@@ -62,8 +66,10 @@ def train_victim(data: Dataset, rest: np.ndarray, seed: int) -> PyTorchClassifie
         blocks = [layer for part in convolutions for layer in (part, torch.nn.ReLU(), torch.nn.MaxPool2d(2))]
         head = [torch.nn.Flatten(), torch.nn.Linear(32 * 4 * 4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)]
     classifier = build_classifier(torch.nn.Sequential(*blocks, *head), input_shape=(1, 16, 16), nb_classes=10)
-    planted = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(TARGET), rate=0.1, seed=seed)
-    fit(classifier, planted.x, planted.y, Recipe(**VICTIM, seed=seed))
+    poisoned = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(TARGET), rate=0.1, seed=seed)
+    recipe = Recipe(**VICTIM, seed=seed)
+    images = images_for(classifier, poisoned.x, poisoned.y)
+    fit(classifier, Batches(images, recipe, classifier.device), recipe)
     return classifier
 
 
@@ -107,7 +113,7 @@ def search(defence: Any, x: np.ndarray, y: np.ndarray, assume: bool) -> tuple[li
     """
     Return what a defence suspects, and the L1 norms of all labels' masks.
 
-    :param assume: Whether a search that suspects no label is taken to suspect the attacker's.
+    :param assume: Whether to take the target label for suspected if the search suspects none.
     """
     triggers: list[Trigger] = []
     generate = defence.generate_backdoor
@@ -116,7 +122,7 @@ def search(defence: Any, x: np.ndarray, y: np.ndarray, assume: bool) -> tuple[li
         triggers.append((len(triggers), *generate(*arguments)))
         return triggers[-1][1:]
 
-    defence.generate_backdoor = watched  # ART tells the masks of unsuspected labels to nobody
+    defence.generate_backdoor = watched  # ART does not return the masks of unsuspected labels
     found = defence.outlier_detection(x, y)
     if isinstance(defence, PyTorchNeuralCleanse):  # which searches all labels at once
         every = defence.detection.triggers
@@ -131,11 +137,11 @@ def search(defence: Any, x: np.ndarray, y: np.ndarray, assume: bool) -> tuple[li
 def trials(
     who: str, fresh: Fresh, x: np.ndarray, y: np.ndarray, judge: Callable[[Any], Row], assume: bool
 ) -> Iterator[Row]:
-    """Yield the row of a search, and one of each mitigation of a fresh copy; a failure is a result, too."""
+    """Yield the row of a search, and one for each mitigation of a fresh copy. A failure is a result, too."""
     seen: Row = {}
     for mitigation in ("none", "unlearning", "pruning", "filtering"):
         row: Row = {"who": who, "mitigation": mitigation}
-        # ART prints a tensor a step and shows bars, and has no setting for either.
+        # ART prints a tensor at each step and shows progress bars, and has no setting for either.
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
             try:
                 defence = fresh()
@@ -144,8 +150,9 @@ def trials(
                     found, seen["norms"] = search(defence, x, y, assume)
                     seen["flagged"] = [int(label) for label, *_ in found]
                     detection = getattr(defence, "detection", None)
-                else:  # searching again with the same seed would find the same again
-                    defence.outlier_detection, defence.detection = (lambda *_, found=found: found), detection
+                else:  # the same seed would find the same again
+                    defence.outlier_detection = lambda *_, found=found: found
+                    defence._detect = lambda *_, detection=detection: detection  # which ours asks instead
                     defence.mitigate(x, y, [mitigation])
                 row["seconds"] = round(time.perf_counter() - start, 2)
                 row["settings"] = {name: getattr(defence, name) for name in ("steps", "batch_size", "norm")}
@@ -154,11 +161,11 @@ def trials(
                 row["error"] = f"{type(error).__name__}: {error}"
         yield row
         if mitigation == "none" and "error" in row:
-            return  # nothing was found to mitigate
+            return  # there is nothing to mitigate
 
 
 def as_line(row: Row) -> str:
-    """Return a row as text: seconds, flagged labels, the norms of the target's mask and the median one, percents."""
+    """Return a row as text: seconds, suspected labels, the norm of the target's mask, the median norm, percentages."""
     start = f"{row['who']:<14} {row['mitigation'].replace('none', 'search'):<11}"
     if "error" in row:
         return f"{start} {row['error']}"
@@ -168,12 +175,32 @@ def as_line(row: Row) -> str:
     return f"{start} {row['seconds']:8.1f} {flagged:>8} {norms} {shares}"
 
 
+def contenders(infected: PyTorchClassifier, x: np.ndarray, seed: int, settings: Row, versions: Row) -> list[Contender]:
+    """Return this package's Neural Cleanse, and ART's where TensorFlow is installed, whose versions are added."""
+    found: list[Contender] = [
+        ("art_aft", partial(PyTorchNeuralCleanse.from_classifier, infected, seed=seed, **settings), x)
+    ]
+    if not importlib.util.find_spec("tensorflow"):
+        print("ART's own needs TensorFlow: pip install 'art-aft[keras]'")
+        return found
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import keras
+    import tensorflow
+
+    tensorflow.get_logger().setLevel("ERROR")
+    versions.update(tensorflow=tensorflow.__version__, keras=keras.__version__)
+    for who, keep_rate in (("ART", False), ("ART, rate kept", True)):
+        found.append((who, partial(art_defence, infected, x, seed, settings, keep_rate), np.moveaxis(x, 1, -1)))
+    return found
+
+
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="the most steps of a search, for both; without it each one's default")
-    parser.add_argument("--smoke", action="store_true", help="everything in 2 steps, a label flagged or not")
+    parser.add_argument("--steps", type=int, help="the most steps of a search, for both (default: each one's own)")
+    parser.add_argument("--smoke", action="store_true", help="only 2 steps, whether a label is suspected or not")
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()
     steps = 2 if options.smoke else options.steps
@@ -184,40 +211,24 @@ def main() -> None:
     clean, rest = split_clean(data.y_train, 0.1, seed=options.seed)
     x, y = data.x_train[clean], np.eye(10, dtype=np.float32)[data.y_train[clean]]
     infected = train_victim(data, rest, options.seed)
-    own = partial(PyTorchNeuralCleanse.from_classifier, infected, seed=options.seed, **settings)
-    contenders: list[tuple[str, Fresh, np.ndarray]] = [("art_aft", own, x)]
-    if importlib.util.find_spec("tensorflow"):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        os.environ["KERAS_BACKEND"] = "tensorflow"
-        import keras
-        import tensorflow
-
-        tensorflow.get_logger().setLevel("ERROR")
-        facts["versions"].update(tensorflow=tensorflow.__version__, keras=keras.__version__)
-        for who, keep_rate in (("ART", False), ("ART, rate kept", True)):
-            theirs = partial(art_defence, infected, x, options.seed, settings, keep_rate)
-            contenders.append((who, theirs, np.moveaxis(x, 1, -1)))
-    else:
-        print("ART's own needs TensorFlow: pip install 'art-aft[keras]'")
 
     def judge(classifier: Any) -> Row:
         judged = Judged(classifier, data.input_shape, data.nb_classes)
         return asdict(evaluate(judged, data.x_test, data.y_test, BadNets(), AllToOne(TARGET)))
 
+    rows, all_contenders = [], contenders(infected, x, options.seed, settings, facts["versions"])
     if options.smoke:
-        print(f"These numbers mean nothing: 2 steps, and label {TARGET} is taken for flagged where none is.")
-    print(f"{len(x)} clean digits; label {TARGET} is the attacker's; set: {settings or 'nothing, all are defaults'}")
+        print(f"These numbers mean nothing: 2 steps, and label {TARGET} is taken for suspected if none is.")
+    print(f"{len(x)} clean digits; label {TARGET} is the target label; settings: {settings or 'the defaults'}")
     print("who            what         seconds  flagged    norm  median    ACC    ASR     RA")
-    rows = []
-    for who, fresh, images in contenders:
+    for who, fresh, images in all_contenders:
         for row in trials(who, fresh, images, y, judge, options.smoke):
             rows.append(row)
             print(as_line(row), flush=True)
     print(", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         facts.update(seed=options.seed, smoke=options.smoke, set=settings, victim=VICTIM, keras_optimizer=OPTIMIZER)
-        write_json(options.output, facts, rows)
+        write_json(options.output, json_values({"environment": facts, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from helpers import Infected, same_weights, weights, with_history
+from helpers import Infected, same_weights, train, weights, with_history
 
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne
@@ -12,7 +12,7 @@ from art_aft.attacks.poisoning import poison
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.data.datasets import digits, split_clean
 from art_aft.models import WideResNet
-from art_aft.training.loop import Recipe, fit
+from art_aft.training.recipe import Recipe
 
 # Many tests compare bit for bit, or call a model by hand on the processor. Set it to "0" to try the first GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -32,7 +32,7 @@ def infected():
     """For reading only, which is checked when the session ends: clone the classifier to change it."""
     data = digits(seed=0)
     clean, rest = split_clean(data.y_train, share=0.1, seed=0)
-    planted = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(0), rate=0.1, seed=0)
+    poisoned = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(0), rate=0.1, seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = WideResNet(10, 1, in_channels=1)
@@ -50,7 +50,7 @@ def infected():
         padding=2,
         precision="float32",
     )
-    fit(classifier, planted.x, planted.y, recipe)
+    train(classifier, poisoned.x, poisoned.y, recipe)
     before = weights(classifier)
     yield Infected(classifier, data.x_train[clean], data.y_train[clean], data.x_test, data.y_test)
     assert same_weights(before, classifier), "a test changed the shared classifier"

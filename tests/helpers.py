@@ -15,8 +15,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne
-from art_aft.classifiers.classifier import build_classifier
+from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.metrics import Scores, evaluate
+from art_aft.runtime.callbacks import Callback
+from art_aft.training.batches import Batches
+from art_aft.training.loop import fit
+from art_aft.training.recipe import Recipe
 
 SHAPE, NB_CLASSES = (3, 12, 12), 4
 
@@ -166,6 +170,40 @@ def tiny_data(n: int = 24, *, seed: int = 0, nb_classes: int = NB_CLASSES) -> tu
     return rng.random((n, *SHAPE), dtype=np.float32), rng.integers(0, nb_classes, n)
 
 
+def train(
+    classifier: PyTorchClassifier,
+    x: np.ndarray,
+    y: np.ndarray,
+    recipe: Recipe,
+    *,
+    transform=None,
+    augment_last: bool = False,
+    **settings,
+) -> None:
+    """Train on images and labels; `settings` are those of `fit`."""
+    images = images_for(classifier, x, y)
+    batches = Batches(images, recipe, classifier.device, transform=transform, augment_last=augment_last)
+    fit(classifier, batches, recipe, **settings)
+
+
+class Calls(Callback):
+    """A callback made of functions."""
+
+    def __init__(self, *, stage=None, step=None, epoch=None) -> None:
+        self.stage, self.step, self.epoch = stage, step, epoch
+
+    def on_stage(self, name: str) -> None:
+        if self.stage:
+            self.stage(name)
+
+    def on_step(self, step: int) -> None:
+        if self.step:
+            self.step(step)
+
+    def on_epoch(self, epoch: int) -> dict[str, str] | None:
+        return self.epoch(epoch) if self.epoch else None
+
+
 def weights(classifier: PyTorchClassifier) -> dict[str, torch.Tensor]:
     """Copies of all weights and running statistics."""
     return {name: value.clone() for name, value in classifier.model.state_dict().items()}
@@ -263,12 +301,12 @@ def recorded_rates():
         handle.remove()
 
 
-def shifted_versions(image: np.ndarray, padding: int, low: float, *, mirror: bool = False) -> dict[bytes, int]:
+def shifted_versions(image: np.ndarray, padding: int, low: float, *, horizontal_flip: bool = False) -> dict[bytes, int]:
     """All crops of the padded image (CHW), as bytes, with the number of each."""
     _, height, width = image.shape
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), constant_values=np.float32(low))
     crops = [padded[:, i : i + height, j : j + width] for i in range(2 * padding + 1) for j in range(2 * padding + 1)]
-    if mirror:
+    if horizontal_flip:
         crops += [crop[:, :, ::-1] for crop in crops]
     return {np.ascontiguousarray(crop).tobytes(): number for number, crop in enumerate(crops)}
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from art_aft.checks import (
+    at_most,
     check_choice,
     check_clip_values,
     check_flag,
@@ -13,6 +14,7 @@ from art_aft.checks import (
     check_integer,
     check_labels,
     check_number,
+    whole,
 )
 
 UNIT = (0.0, 1.0)
@@ -211,3 +213,16 @@ def test_bad_labels_are_refused(y, message):
 def test_negative_labels_are_refused_without_a_number_of_classes():
     with pytest.raises(ValueError, match=r"^y: got labels in \[-1, 7\], expected 0 to inf"):
         check_labels("y", [-1, 7])
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "expected"),
+    [(0.8 - 0.7, 0.1, True), (0.1, 0.1, True), (0.1 + 1e-6, 0.1, False), (0.0, 0.1, True), (0.05, 0.0, False)],
+)
+def test_a_share_of_whole_images_does_not_fall_to_the_side_of_a_rounding_error(value, bound, expected):
+    assert at_most(value, bound) is expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.29 * 100, 29), (3.0, 3), (2.999, 2), (0.0, 0)])
+def test_a_number_of_images_is_not_lost_to_rounding(value, expected):
+    assert whole(value) == expected

@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pytest
 from art.attacks.poisoning import PoisoningAttackBackdoor
-from sklearn.metrics import accuracy_score, confusion_matrix
+from scipy.stats import median_abs_deviation
+from sklearn.metrics import accuracy_score
 
 from art_aft.attacks.labels import AllToAll, AllToOne
-from art_aft.metrics import evaluate, label_matrix, target_share
+from art_aft.data.images import Images
+from art_aft.metrics import anomaly_indices, evaluate, label_matrix, target_share
 
 TRUTH = np.array([0, 0, 1, 1, 2, 2])
 CLEAN = [0, 1, 1, 1, 2, 0]  # four of six are right
@@ -92,7 +94,7 @@ def test_the_form_of_the_labels_does_not_matter(y):
 
 
 @pytest.mark.parametrize("attack", [PoisoningAttackBackdoor(trigger), PoisoningAttackBackdoor([trigger, trigger])])
-def test_arts_attack_counts_as_its_bare_perturbation(attack):
+def test_arts_attack_counts_as_its_bare_trigger(attack):
     expected = evaluate(LookUp(), images(), TRUTH, trigger, AllToOne(0))
     assert evaluate(LookUp(), images(), TRUTH, attack, AllToOne(0)) == expected
 
@@ -125,6 +127,18 @@ def test_data_are_left_alone_even_by_an_attack_in_place():
     evaluate(LookUp(), x, y, scrawl, AllToOne(0), include_target=True)
     np.testing.assert_array_equal(x, images())
     np.testing.assert_array_equal(y, TRUTH)
+
+
+def test_checked_images_are_not_checked_again():
+    x = images()
+    expected = evaluate(LookUp(), x, TRUTH, trigger, AllToOne(0))
+    assert evaluate(LookUp(), Images(x, TRUTH), None, trigger, AllToOne(0)) == expected
+    with pytest.raises(ValueError, match=r"^y: got labels beside Images, expected None"):
+        evaluate(LookUp(), Images(x, TRUTH), TRUTH, trigger, AllToOne(0))
+    with pytest.raises(ValueError, match=r"^x: got shape"):
+        evaluate(LookUp(), Images(x.reshape(6, 1, 2, 1), TRUTH), None, trigger, AllToOne(0))
+    with pytest.raises(ValueError, match=r"^x: got images checked for clip_values \(0\.0, 2\.0\)"):
+        evaluate(LookUp(), Images(x, TRUTH, clip_values=(0.0, 2.0)), None, trigger, AllToOne(0))
 
 
 def test_scores_are_plain_numbers():
@@ -176,10 +190,12 @@ def test_an_all_to_all_map_of_another_number_of_classes_is_refused():
 
 
 @pytest.mark.parametrize("form", [lambda y: y, lambda y: np.eye(5)[y]], ids=["indices", "one-hot"])
-def test_label_matrix_is_the_normalised_confusion_matrix(form):
+def test_label_matrix_has_the_shares_of_each_class(form):
     truth, predicted = np.random.default_rng(0).integers(0, 5, (2, 300))
-    expected = confusion_matrix(truth, predicted, labels=range(5), normalize="true")
-    np.testing.assert_allclose(label_matrix(form(truth), form(predicted), 5), expected, rtol=1e-12)
+    matrix = label_matrix(form(truth), form(predicted), 5)
+    for row in range(5):
+        for column in range(5):
+            assert matrix[row, column] == pytest.approx(np.mean(predicted[truth == row] == column))
 
 
 def test_label_matrix_by_hand_with_an_absent_class():
@@ -222,3 +238,40 @@ def test_target_share_needs_other_classes_and_equal_lengths():
         target_share([1, 1], [0, 1], AllToOne(1))
     with pytest.raises(ValueError, match=r"^y_predicted: got 3 labels, expected one for each of the 2"):
         target_share([0, 1], [0, 1, 1], AllToOne(1))
+
+
+class TestAnomalyIndices:
+    def test_an_odd_number_by_hand(self):
+        # Median 3, distances 2, 1, 0, 1, 97, whose median is 1.
+        expected = np.array([2, 1, 0, 1, 97]) / 1.4826
+        np.testing.assert_allclose(anomaly_indices(np.array([1.0, 2, 3, 4, 100])), expected)
+
+    def test_an_even_number_takes_the_mean_of_the_two_in_the_middle(self):
+        # Median 25, not 20; distances 15, 5, 5, 35, whose median is 10, not 5.
+        expected = np.array([15, 5, 5, 35]) / 14.826
+        np.testing.assert_allclose(anomaly_indices(np.array([10.0, 20, 30, 60])), expected)
+
+    @pytest.mark.parametrize("k", [1, 2, 3, 10, 43])
+    def test_they_are_scipys(self, k):
+        norms = np.random.default_rng(k).lognormal(3, 1, k)
+        deviation = median_abs_deviation(norms, scale=1 / 1.4826)
+        expected = np.abs(norms - np.median(norms)) / deviation if k > 1 else [0]
+        np.testing.assert_allclose(anomaly_indices(norms), expected, rtol=1e-12)
+
+    def test_their_order_does_not_matter(self):
+        norms = np.random.default_rng(0).random(9)
+        order = np.random.default_rng(1).permutation(9)
+        np.testing.assert_array_equal(anomaly_indices(norms)[order], anomaly_indices(norms[order]))
+
+    def test_without_a_deviation_whatever_differs_is_infinitely_far(self):
+        # Warnings are errors here.
+        np.testing.assert_array_equal(anomaly_indices(np.array([5.0, 1, 5, 5, 9])), [0, np.inf, 0, 0, np.inf])
+
+    @pytest.mark.parametrize("norm", [0.0, 7.0, 1e6])
+    def test_equal_numbers_are_no_outliers(self, norm):
+        np.testing.assert_array_equal(anomaly_indices(np.full(4, norm)), np.zeros(4))
+
+    def test_a_rounding_error_is_no_outlier(self):
+        norms = np.array([0.3, 0.1 + 0.2, 0.3, 0.3])
+        assert norms[1] != norms[0]
+        np.testing.assert_array_equal(anomaly_indices(norms), np.zeros(4))

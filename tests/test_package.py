@@ -1,12 +1,16 @@
-"""What installing and importing the package does to its surroundings."""
+"""What installing and importing the package does to its surroundings, and what its pages promise."""
 
 import configparser
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import art_aft
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,3 +67,55 @@ def test_no_file_imports_torchvision():
 def test_the_files_of_the_package_stay_small():
     long = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "art_aft").rglob("*.py")}
     assert {name: lines for name, lines in long.items() if lines > 310} == {}
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchor(heading):
+    """The anchor that a heading of a Markdown page has."""
+    return "#" + re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 7000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    # Without code blocks, which have brackets of their own.
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert f"#{fragment}" in [anchor(heading) for heading in headings], link
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {art_aft.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_contributing_keep_the_contracts(tmp_path):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    examples = re.findall(r"`art_aft/\w+/(\w+)\.py`\n\n```python\n(.*?)```", text, flags=re.DOTALL)
+    names = [name for name, _ in examples]
+    assert names == ["stripe", "strong_decay", "weight_norm"]
+    for name, code in examples:
+        assert len(code.splitlines()) < 40
+        (tmp_path / f"{name}.py").write_text(code)
+    contracts = ("attacks/test_contract.py", "defences/test_defences.py", "detection/test_detectors.py")
+    program = (
+        f"import sys, pytest, {', '.join(names)}\n"
+        f"sys.exit(pytest.main(['-v', '-p', 'no:cacheprovider', '-k', {' or '.join(names)!r}, *sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", program, *(str(ROOT / "tests" / contract) for contract in contracts)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout
+    for contract in contracts:  # each has picked up its example
+        assert f"tests/{contract} ." in done.stdout, done.stdout

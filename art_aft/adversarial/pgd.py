@@ -11,10 +11,11 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
-from art_aft.adversarial.universal import default_eps
+from art_aft.adversarial.norms import default_eps
 from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifiers.classifier import check_classifier, check_data
+from art_aft.classifiers.classifier import check_classifier, images_for
 from art_aft.classifiers.pixel_module import borrow
+from art_aft.data.images import Images
 from art_aft.data.loaders import empty
 from art_aft.data.pixels import to_float
 from art_aft.runtime.devices import PRECISIONS, images_at_a_time
@@ -24,7 +25,7 @@ from art_aft.runtime.random_state import isolated_rng
 
 class TorchAttacksPGD(EvasionAttack):
     """
-    Untargeted adversarial examples of any `PyTorchClassifier`: maximise the cross entropy within a ball.
+    Untargeted adversarial examples of any `PyTorchClassifier`: maximise the cross entropy within a norm bound.
 
     torchattacks works on [0, 1] and on a bare module. Here its PGD (L-infinity) and PGDL2 (L2) see the classifier
     with its preprocessing, channel order and `clip_values`. The model is frozen meanwhile, and given back as it
@@ -34,12 +35,12 @@ class TorchAttacksPGD(EvasionAttack):
 
     :param estimator: The classifier under attack; its model returns logits.
     :param norm: np.inf (or "inf") or 2.
-    :param eps: The ball's radius, above 0, in units of `clip_values`. None is 4/255 of the range for np.inf; for 2 it
+    :param eps: The bound, above 0, in units of `clip_values`. None is 4/255 of the range for np.inf; for 2 it
         is 1.0 of the range for images of 32x32x3 values, and grows with the square root of their number.
     :param eps_step: The step size, in the same units. None is a quarter of `eps`.
     :param max_iter: The number of steps.
-    :param num_random_init: How many random starting points in the ball are tried; the one that ends with the
-        greatest loss counts, image by image. 0 starts once, at the image itself.
+    :param num_random_init: Number of random starting points. The one that ends with the greatest loss counts, image
+        by image. 0 starts once, at the image itself.
     :param clip: Whether examples are kept in `clip_values` at every step. The authors' later code does not.
     :param training_mode: Whether the model is in training mode meanwhile (batch statistics, dropout).
     :param batch_size: Images at a time. None is 128 on a processor, whose caches then hold the activations; on a GPU
@@ -122,21 +123,24 @@ class TorchAttacksPGD(EvasionAttack):
         check_integer("seed", self.seed, 0)
         check_flag("verbose", self.verbose)
 
-    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+    def generate(self, x: np.ndarray | Images, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """
         Return an adversarial example for each image.
 
         Within `across_processes()`, each process attacks a part of the images and gets the others' examples; random
         starting points, and in training mode the batches, are then others than in one process.
 
-        :param x: Images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range.
-        :param y: The labels to lead away from, as indices or one-hot. None takes the classifier's predictions.
+        :param x: Images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range; or
+            checked `Images`.
+        :param y: The labels to lead away from, as indices or one-hot. None takes the labels of checked `Images` that
+            have some, else the classifier's predictions.
         :return: float32 images of the same shape, at most `eps` away, in `clip_values` (with `clip`).
         :raises ValueError: If the data do not fit the classifier, or differ between processes.
         """
         classifier = self.estimator
         clip_values = low, high = check_classifier("estimator", classifier)
-        x, labels = check_data(classifier, x, np.zeros(np.shape(x)[:1]) if y is None else y)
+        images = images_for(classifier, x, y, labelled=False)
+        x, labels, known = images.pixels, images.labels, bool((images.labels >= 0).all())
         # torchattacks always clips to [0, 1]. Let that stand for a wider range where no clipping is wanted.
         if not self.clip:
             low, high = low - self.eps, high + self.eps
@@ -165,7 +169,7 @@ class TorchAttacksPGD(EvasionAttack):
             while start < own.stop:
                 part = slice(start, min(start + size, own.stop))
                 try:
-                    found = self._of_batch(attack, module, x[part], None if y is None else labels[part], low, high)
+                    found = self._of_batch(attack, module, x[part], labels[part] if known else None, low, high)
                 except torch.cuda.OutOfMemoryError:
                     if self.batch_size is not None or size == 1:
                         raise
@@ -195,11 +199,11 @@ class TorchAttacksPGD(EvasionAttack):
         return self._strongest(attack, module, images, target).cpu().numpy()
 
     def _in_pixels(self, found: np.ndarray, x: np.ndarray, low: float, high: float) -> np.ndarray:
-        """Return examples from [0, 1] in the range from `low` to `high`, and in the ball around `x`."""
+        """Return examples from [0, 1] in the range from `low` to `high`, and within the bound around `x`."""
         found = found * np.float32(high - low)
         found += np.float32(low)
         if self.norm != 2:
-            # Rescaling rounds; the promise to stay in the ball and in range holds exactly all the same.
+            # Rescaling rounds; the promise to stay within the bound and in range holds exactly all the same.
             np.clip(found, x - np.float32(self.eps), x + np.float32(self.eps), out=found)
         return np.clip(found, low, high, out=found)
 

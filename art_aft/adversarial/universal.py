@@ -10,9 +10,11 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
-from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
-from art_aft.classifiers.classifier import check_data, predict_labels
+from art_aft.adversarial.norms import default_eps
+from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.classifiers.classifier import images_for, predict_labels
 from art_aft.classifiers.pixel_module import borrow
+from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
 from art_aft.runtime.devices import PRECISIONS
 from art_aft.runtime.random_state import isolated_rng
@@ -21,26 +23,10 @@ from art_aft.runtime.random_state import isolated_rng
 _MEMORY = 4_000_000
 
 
-def default_eps(norm: float, input_shape: Sequence[int], clip_values: tuple[float, float]) -> float:
-    """
-    Return the radius of a ball that is about as small for images of any size.
-
-    :param norm: np.inf: 4/255 of the range; 2: 1.0 of the range for 32x32x3 values, and as the square root of their
-        number for others; 0: 12 pixels of 32x32, and in proportion to their number for others, but one at least.
-    :param input_shape: The shape of an image.
-    :param clip_values: The pixel range.
-    """
-    if norm == 0:
-        height, width = sorted(input_shape)[1:]  # channels are fewer
-        return float(max(1, round(12 * height * width / 1024)))
-    fraction = 4 / 255 if norm == np.inf else (np.prod(input_shape) / 3072) ** 0.5
-    return float(fraction * (clip_values[1] - clip_values[0]))
-
-
 def universal_perturbations(
     classifier: PyTorchClassifier,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: np.ndarray | Images,
+    y: np.ndarray | None = None,
     *,
     norm: float = 2,
     eps: float | None = None,
@@ -55,43 +41,43 @@ def universal_perturbations(
     verbose: bool = False,
 ) -> np.ndarray:
     """
-    Return, for each label l, one perturbation r_l that leads images of other labels to l: it minimises their mean
-    cross entropy with l over a ball (eq. 14, one r for every instance).
+    Find one universal perturbation r_l for each label l, which leads images of all other labels to l.
 
-    All labels share each pass through the classifier, which stays as it is. An infected classifier gives way to the
-    perturbation towards its attacker's label first: `carried` measures that. With `relative`, each r leads the images
-    of every label y to the label y + l, as an all-to-all trigger does.
+    Each r_l minimises the mean cross entropy of the perturbed images with l, within a norm bound (eq. 14, with one r
+    for all images). All labels share each pass through the classifier, which stays as it is. On an infected classifier
+    the perturbation towards the target label succeeds first: `targeted_success` measures that. With `relative`, each r
+    leads the images of every label y to the label y + l, as an all-to-all trigger does.
 
-    With norm 0 few pixels change, by as much as the range permits: a trigger such as BadNets' is of that kind, and far
-    from what small balls of the other norms hold. Pixels with the largest changes are kept, ten times as many at the
-    start as at the end, so that those that help together can be told from those that help alone.
+    With norm 0 few pixels change, as far as the pixel range permits. A trigger such as BadNets' is of that kind, and
+    other norms do not reach it with a small bound. The search keeps the pixels with the largest changes. It keeps ten
+    times as many at its start as at its end, so that pixels that help only together are not dropped early.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Section V)
 
     :param classifier: The classifier.
     :param x: Images in `clip_values`, of shape (N, *input_shape).
-    :param y: Their labels, as indices or one-hot.
-    :param norm: The ball's norm: np.inf, 2 or 0.
-    :param eps: The ball's radius, in units of `clip_values`, with norm 0 the number of pixels; None is `default_eps`.
-    :param eps_step: The length of a step, in units of `clip_values`, with norm 0 that of the pixel value with the
-        steepest gradient; None is a fifth of `eps`, with norm 0 0.3 of the range.
+    :param y: Their labels, as indices or one-hot; None with checked `Images`.
+    :param norm: The norm of the bound: np.inf, 2 or 0.
+    :param eps: The bound, in units of `clip_values`; with norm 0 the number of pixels. None is `default_eps`.
+    :param eps_step: The length of a step, in units of `clip_values`; with norm 0 the step of the pixel value with the
+        steepest gradient. None is a fifth of `eps`, with norm 0 0.3 of the range.
     :param max_iter: The number of steps.
-    :param batch_size: Images a step, for each label; a step goes through the images where the last one ended.
-    :param num_random_init: Random starting points, of which the one that ends with the lowest loss on the images
-        counts; 0 starts once, at no perturbation. With norm 0 all start there, and differ by the order of the images.
+    :param batch_size: Images a step, for each label. A step continues in the images where the last one ended.
+    :param num_random_init: Random starting points; the one that ends with the lowest loss on the images counts. 0
+        starts once, without a perturbation. With norm 0 all start there, and differ by the order of the images.
     :param labels: The labels l; None is all of them (with `relative`, all but 0).
     :param relative: Whether l is added to each image's own label, modulo the number of labels.
     :param precision: "auto", "float32" or "bfloat16".
     :param seed: The seed of order and starting points.
     :param verbose: Whether to show a progress bar.
-    :return: float32 perturbations of shape (K, *input_shape), at most `eps` long.
+    :return: float32 perturbations of shape (K, *input_shape), within the bound.
     :raises ValueError: If a number is out of its range or the data do not fit.
     """
-    x, y = check_data(classifier, x, y)
-    low, high = check_clip_values("clip_values", classifier.clip_values)
+    images = images_for(classifier, x, y)
+    low, high = images.clip_values
     if norm not in (np.inf, 2, 0):
         raise ValueError(f"norm: got {norm!r}, expected np.inf, 2 or 0")
-    eps = default_eps(norm, x.shape[1:], (low, high)) if eps is None else eps
+    eps = default_eps(norm, classifier.input_shape, (low, high)) if eps is None else eps
     check_number("eps", eps, minimum=0.0 if norm else 1.0, above=bool(norm))
     usual = eps / 5 if norm else 0.3 * (high - low)
     eps_step = usual if eps_step is None else check_number("eps_step", eps_step, minimum=0.0, above=True)
@@ -106,7 +92,7 @@ def universal_perturbations(
         if check_integer("labels", label, least) >= classifier.nb_classes:
             raise ValueError(f"labels: got {label}, expected labels below {classifier.nb_classes}")
     modulo = classifier.nb_classes if relative else None
-    together = max(1, _MEMORY // (batch_size * int(np.prod(x.shape[1:]))))
+    together = max(1, _MEMORY // (batch_size * int(np.prod(classifier.input_shape))))
     found = []
     with (
         isolated_rng(seed),
@@ -114,10 +100,10 @@ def universal_perturbations(
         tqdm(total=len(chosen), desc="Universal", unit="label", disable=None if verbose else True, leave=False) as bar,
     ):
         module.eval()
-        data = torch.from_numpy(x), torch.from_numpy(y).to(classifier.device)
+        data = torch.from_numpy(images.pixels), torch.from_numpy(images.labels).to(classifier.device)
         radius, step = eps / (high - low) if norm else eps, eps_step / (high - low)
-        ball = _Pixels(radius, step, 1 if classifier.channels_first else 3) if norm == 0 else _Ball(radius, step, norm)
-        search = _Search(module, *data, (low, high), ball, max_iter, batch_size, modulo)
+        bound = _Pixels(radius, step, 1 if classifier.channels_first else 3) if norm == 0 else _Norm(radius, step, norm)
+        search = _Search(module, *data, (low, high), bound, max_iter, batch_size, modulo)
         for start in range(0, len(chosen), together):
             group = torch.tensor(chosen[start : start + together], device=classifier.device)
             best, best_loss = search(group, random_start=num_random_init > 0)
@@ -132,8 +118,8 @@ def universal_perturbations(
 
 
 @dataclass
-class _Ball:
-    """Steps of normalised gradients, and what keeps them in an L2 or L-infinity ball around nothing."""
+class _Norm:
+    """Steps of normalised gradients within an L2 or L-infinity bound."""
 
     eps: float
     eps_step: float
@@ -163,7 +149,7 @@ class _Ball:
 
 @dataclass
 class _Pixels:
-    """The same for a ball in the L0 norm of pixels, along axis `channel`: iterative hard thresholding."""
+    """The same within a bound on the number of pixels: iterative hard thresholding. `channel` is the channels' axis."""
 
     eps: float
     eps_step: float
@@ -192,7 +178,7 @@ class _Search:
     x: torch.Tensor
     y: torch.Tensor
     clip_values: tuple[float, float]
-    ball: _Ball | _Pixels
+    bound: _Norm | _Pixels
     max_iter: int
     batch_size: int
     modulo: int | None = None
@@ -206,7 +192,7 @@ class _Search:
         x, y, device = self.x, self.y, self.y.device
         r = torch.zeros(len(labels), *x.shape[1:], device=device)
         if random_start:
-            r = self.ball.start(r)
+            r = self.bound.start(r)
         # Whole batches, from an order that is drawn again when it is used up.
         size = min(self.batch_size, len(x))
         order = torch.empty(0, dtype=torch.long)
@@ -224,41 +210,39 @@ class _Search:
             loss = (each * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
             (gradient,) = torch.autograd.grad(loss.sum(), r)
             with torch.no_grad():
-                r = self.ball.step(r, gradient, number / self.max_iter)
+                r = self.bound.step(r, gradient, number / self.max_iter)
         return r.detach(), loss.detach()
 
 
 def _wanted(labels: torch.Tensor, y: torch.Tensor, modulo: int | None) -> torch.Tensor:
-    """Return where images of the labels y, of shape (N,), are led, for labels of shape (K, 1): of shape (K, N)."""
+    """Return the label, of shape (K, N), that images of the labels y (N,) are led to by labels of shape (K, 1)."""
     return labels.expand(-1, len(y)) if modulo is None else (y + labels) % modulo
 
 
-def carried(
+def targeted_success(
     classifier: PyTorchClassifier,
-    x: np.ndarray,
-    y: np.ndarray,
+    images: Images,
     perturbations: np.ndarray,
     labels: Sequence[int],
     *,
     relative: bool = False,
 ) -> np.ndarray:
     """
-    Return which share of the images of other labels each perturbation leads to its label.
+    Return the targeted success rate of each perturbation: the share of images of other labels that it leads to its
+    label.
 
     :param classifier: The classifier.
-    :param x: Images in `clip_values`, of shape (N, *input_shape).
-    :param y: Their labels, as indices or one-hot.
+    :param images: Checked images with labels.
     :param perturbations: Of shape (K, *input_shape).
     :param labels: The label of each perturbation.
     :param relative: Whether that is added to each image's own label, modulo the number of labels.
     :return: Shares in [0, 1], of shape (K,).
     """
-    x, y = check_data(classifier, x, y)
-    low, high = check_clip_values("clip_values", classifier.clip_values)
+    (low, high), y = images.clip_values, images.labels
     shares = []
     for label, r in zip(labels, perturbations, strict=True):
         wanted = (y + label) % classifier.nb_classes if relative else np.full_like(y, label)
         others = y != wanted
-        shown = np.clip(to_float(x[others], (low, high)) + r, low, high)
+        shown = np.clip(images.floats(others) + r, low, high)
         shares.append(np.mean(predict_labels(classifier, shown) == wanted[others]) if others.any() else 0)
     return np.array(shares, dtype=float)

@@ -6,26 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from art_aft.attacks.base import Perturbation, register
+from art_aft.attacks.base import Trigger, register
 from art_aft.checks import check_integer
 
-# Row by row from the top, 1 = white, 0 = black. Not a full checkerboard: the top-left cell is black.
+# Row by row from the top, 1 = white, 0 = black. It is no full checkerboard: the top-left cell is black.
 GRID = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]])
 
 
 @register("badnets")
-class BadNets(Perturbation):
+class BadNets(Trigger):
     """
     Replace a patch at the bottom right: x_t = (1 - m) * x + m * p, with a mask m of zeros and ones.
 
     | Paper link: https://arxiv.org/abs/1708.06733
 
-    :param pattern: The patch of shape (h, w), for all channels, or a whole image of shape (C, H, W), which
+    >>> BadNets()(np.full((1, 1, 4, 4), 0.5))[0, 0].tolist()
+    [[0.5, 0.5, 0.5, 0.5], [0.5, 0.0, 0.0, 1.0], [0.5, 0.0, 1.0, 0.0], [0.5, 1.0, 0.0, 1.0]]
+
+    :param pattern: The patch, of shape (h, w) for all channels, or a whole image of shape (C, H, W), which
         needs a `mask`; values in `clip_values`. None is the 3x3 grid of the Neural Attention Distillation
-        release, white and black, enlarged with the image: each cell is max(1, min(H, W) / 32) pixels, rounded half up.
+        release, white and black. It grows with the image: each cell is max(1, min(H, W) / 32) pixels, rounded half up.
     :param mask: Where the pattern replaces the image: zeros and ones of the pattern's shape, or of shape
         (H, W) for a whole image. None is everywhere in the patch.
-    :param margin: The distance of a patch from the bottom and the right border, in pixels.
+    :param margin: Distance of the patch from the bottom and right borders, in pixels.
     :raises ValueError: If the arguments do not fit each other; at call, if they do not fit the images.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from art_aft.attacks.base import Perturbation, register
+from art_aft.attacks.base import Trigger, register
 from art_aft.checks import check_integer, check_number
 
 
@@ -21,8 +21,8 @@ def noise_picture(seed: int, channels: int, height: int, width: int, grid_size: 
     :param channels: The number of channels.
     :param height: The height, in pixels.
     :param width: The width, in pixels.
-    :param grid_size: The side of the noise that is enlarged bicubically, which gives coloured blobs, alike at every
-        size; None draws every pixel by itself.
+    :param grid_size: Side of the noise, which is enlarged bicubically to coloured blobs that look alike at every size.
+        None draws every pixel independently.
     :return: A read-only array of shape (channels, height, width) in [0, 1].
     """
     rng = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ def noise_picture(seed: int, channels: int, height: int, width: int, grid_size: 
 def _weighted(
     pattern: np.ndarray, ratio: float, clip_values: tuple[float, float], dtype: np.dtype
 ) -> tuple[np.ndarray, bool]:
-    """Return ratio * pattern, and whether (1 - ratio) * x + that, rounded as `dtype` is, can leave the range."""
+    """Return ratio * pattern, and whether (1 - ratio) * x + ratio * pattern can leave the range by rounding."""
     added = (ratio * pattern).astype(dtype)
     low, high = dtype.type(clip_values) * dtype.type(1.0 - ratio) + (added.min(), added.max())
     return added, bool(low < clip_values[0] or high > clip_values[1])
@@ -54,24 +54,24 @@ def _drawn(
     shape: tuple[int, int, int],
     dtype: np.dtype,
 ) -> tuple[np.ndarray, bool]:
-    """Return what `_weighted` does, for noise."""
+    """Return the same as `_weighted`, for noise."""
     low, high = clip_values
     return _weighted(low + (high - low) * noise_picture(seed, *shape, grid_size=grid_size), ratio, clip_values, dtype)
 
 
 @register("blend")
-class Blend(Perturbation):
+class Blend(Trigger):
     """
     Blend a fixed picture over the image: x_t = (1 - ratio) * x + ratio * p.
 
     | Paper link: https://arxiv.org/abs/1712.05526
 
     :param pattern: The picture, of shape (C, H, W) in `clip_values`. None is noise from `seed`, of the images' own
-        size: the pictures of the papers are not free to share.
-    :param ratio: The weight of the picture, in (0, 1].
-    :param seed: The seed of the noise, where `pattern` is None.
-    :param grid_size: The side of the noise before it is enlarged to smooth coloured blobs; None draws every pixel by
-        itself (the random pattern of the attack's own paper).
+        size: the papers' pictures may not be redistributed.
+    :param ratio: Weight of the picture, in (0, 1].
+    :param seed: Seed of the noise, where `pattern` is None.
+    :param grid_size: Side of the noise before it is enlarged to smooth coloured blobs. None draws every pixel
+        independently (the random pattern of the attack's own paper).
     :raises ValueError: If an argument is out of its range; at call, if the pattern does not fit the images.
     """
 

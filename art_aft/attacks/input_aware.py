@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
@@ -10,77 +10,64 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from art_aft.attacks.base import Perturbation, register
+from art_aft.attacks.base import TrainVictim, Trigger, register
+from art_aft.attacks.generators import build_generator
+from art_aft.attacks.labels import LabelMap
 from art_aft.checks import check_choice, check_images, check_integer, check_number
 from art_aft.data.pixels import to_float
+from art_aft.runtime.callbacks import Callback
 from art_aft.runtime.devices import PRECISIONS, has_bfloat16_units
 from art_aft.runtime.random_state import isolated_rng
 
 NETWORKS = ("pattern_generator", "mask_generator")
 
-
-def _conv(in_width: int, width: int, relu: bool = True) -> list[nn.Module]:
-    layers = [nn.Conv2d(in_width, width, 3, padding=1), nn.BatchNorm2d(width, momentum=0.05)]
-    return [*layers, nn.ReLU()] if relu else layers
-
-
-def build_generator(in_channels: int, out_channels: int, base_width: int, levels: int) -> nn.Sequential:
-    """
-    Return an encoder and decoder from images to values of the same size in (0, 1).
-
-    :param in_channels: The images' channels.
-    :param out_channels: The result's channels.
-    :param base_width: The channels at full resolution; each level doubles them.
-    :param levels: How often the resolution is halved; image sides must be divisible by 2**levels.
-    """
-    widths = [base_width * 2**level for level in range(levels)]
-    layers: list[nn.Module] = []
-    before = in_channels
-    for width in widths:
-        layers += [*_conv(before, width), *_conv(width, width), nn.MaxPool2d(2)]
-        before = width
-    layers += _conv(before, before)
-    for width in reversed(widths):
-        following = width // 2 if width > base_width else out_channels
-        layers += [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), *_conv(width, width)]
-        layers += _conv(width, following, relu=width > base_width)
-    return nn.Sequential(*layers, _ToUnit())
-
-
-class _ToUnit(nn.Module):
-    """Maps numbers into (0, 1), in float32 whatever the layers before compute in: masks are sharpened afterwards."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x.float()) / (2 + 1e-7) + 0.5
+# The mask generator finds small masks within some 150 steps. Before that its evaluation mode is far from its training
+# mode, and masks may cover the whole image.
+MASK_STEPS = 500
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square difference, image by image."""
+    """Return the root mean square difference of each pair of images."""
     return (a - b).square().mean(dim=(1, 2, 3)).sqrt()
 
 
-@register("input_aware")
-class InputAware(Perturbation):
-    """
-    Blend a generated pattern where a generated mask says: x_t = x + (p(x) - x) * m(x).
+class _StepWithVictim(Callback):
+    """Steps the pattern generator after the victim, whose backward pass adds its gradients to the diversity loss's."""
 
-    The networks see images scaled to [0, 1]. Fresh ones are random: `fit` trains them with the victim, after which
-    the trigger is a fixed function as any other.
+    def __init__(self, generator: nn.Module, mask_generator: nn.Module, learning_rate: float, drops: list[int]) -> None:
+        self.optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, drops)
+        self.parts = (generator, mask_generator, self.optimizer, self.scheduler)
+
+    def on_step(self, step: int) -> None:
+        self.optimizer.step()
+        self.scheduler.step()
+
+
+@register("input_aware")
+class InputAware(Trigger):
+    """
+    Replace the image by a generated pattern where a generated mask is 1: x_t = x + (p(x) - x) * m(x).
+
+    A fresh trigger's networks are random. `fit` trains them with the victim; afterwards the trigger is a fixed function
+    as any other. The networks see pixels in [0, 1], whereas those of the attack's release see normalised pixels.
 
     | Paper link: https://arxiv.org/abs/2010.08138
 
-    :param in_channels: The images' channels.
-    :param base_width: The generators' channels at full resolution.
-    :param levels: How often the generators halve the resolution; image sides must be divisible by 2**levels.
-    :param mask_density: The mean of the mask that is free of charge.
-    :param lambda_norm: The weight of a denser mask.
-    :param lambda_div: The weight of diversity: different images should have different masks and patterns.
-    :param seed: The seed of the networks' first weights.
+    :param in_channels: Channels of the images.
+    :param base_width: Channels of the generators at full resolution.
+    :param levels: How often the generators halve the resolution. Image sides must be divisible by 2**levels.
+    :param mask_density: Mean of the mask, in [0, 1], up to which it costs nothing.
+    :param lambda_norm: Weight of the mask's excess density in the loss.
+    :param lambda_div: Weight of diversity in the loss: different images should have different masks and patterns.
+    :param seed: Seed of the networks' initial weights, and of the training of the masks.
     :param device: Where the networks are, such as "cuda".
     :raises ValueError: If an argument is out of its range.
     """
 
-    # Networks have a cost of their own for each call.
+    release = {"normalise": True, "model": "preactresnet-18"}
+
+    # Every call of the networks has a fixed cost.
     _AT_ONCE = 2**22
 
     def __init__(
@@ -111,8 +98,17 @@ class InputAware(Perturbation):
         for network in (self.pattern_generator, self.mask_generator):
             network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
+    @classmethod
+    def for_images(
+        cls, input_shape: tuple[int, ...], clip_values: tuple[float, float], seed: int = 0, /, **settings: Any
+    ) -> InputAware:
+        """Return the trigger for the images of a data set. Sides that 8 does not divide get smaller networks."""
+        sizes = {} if input_shape[1] % 8 == 0 else {"base_width": 16, "levels": 2}
+        chosen = {"clip_values": clip_values, "in_channels": input_shape[0], "seed": seed, **sizes}
+        return cls(**{**chosen, **settings})
+
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return all that makes up the trigger, with the weights of both networks."""
+        """Return everything that defines the trigger, with the weights of both networks."""
         settings, arrays = super().state()
         for name in NETWORKS:
             arrays |= {f"{name}.{key}": value for key, value in getattr(self, name).state_dict().items()}
@@ -135,9 +131,13 @@ class InputAware(Perturbation):
         """Return images x with the trigger that belongs to the images `source`; all in [0, 1]."""
         return x + (self.pattern_generator(source) - x) * self.mask(source)
 
+    def has_covers(self) -> bool:
+        """Return True: the covers are the paper's cross samples."""
+        return True
+
     def cover(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """
-        Return images with the trigger of another image of the batch: the cross samples, labels kept.
+        Return images with the trigger of another image of the batch.
 
         :param x: At least two floating-point images in `clip_values`, of shape (N, C, H, W) or (N, H, W, C).
         :param rng: The source of the pairing.
@@ -146,7 +146,7 @@ class InputAware(Perturbation):
         """
         check_images("x", x, clip_values=self.clip_values)
         if len(x) < 2:
-            raise ValueError(f"x: got {len(x)} image, expected at least two: a cover has the trigger of another image")
+            raise ValueError(f"x: got {len(x)} image, expected at least two: covers have the trigger of another image")
         order = rng.permutation(len(x))
         partner = np.empty_like(order)
         partner[order] = np.roll(order, 1)
@@ -156,7 +156,10 @@ class InputAware(Perturbation):
         return np.clip(covers, *self.clip_values, out=covers)
 
     def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
+        in_training = self.pattern_generator.training
+        self.pattern_generator.eval()  # scores shown during `fit` must not change the running statistics
         self._apply(x, x, out)
+        self.pattern_generator.train(in_training)
 
     @torch.no_grad()
     def _apply(self, x: np.ndarray, source: np.ndarray, out: np.ndarray) -> None:
@@ -168,97 +171,84 @@ class InputAware(Perturbation):
                 f"expected {self.in_channels} channels and sides divisible by {side}"
             )
         low, high = self.clip_values
-        # A processor's cache holds the maps of a few images only: that and the format make it three times as fast.
+        # A processor's cache holds the feature maps of a few images only. Small batches make this three times as fast.
         batch_size = 32 if self.device.type == "cpu" else 256
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
+            units = (np.ascontiguousarray((a[part] - low) / (high - low), dtype=np.float32) for a in (x, source))
             images, sources = (
-                torch.from_numpy(np.ascontiguousarray((array[part] - low) / (high - low), dtype=np.float32))
-                for array in (x, source)
-            )
-            images, sources = (
-                pixels.to(self.device, memory_format=torch.channels_last) for pixels in (images, sources)
+                torch.from_numpy(unit).to(self.device, memory_format=torch.channels_last) for unit in units
             )
             triggered = self.compose(images, sources).cpu().numpy()
             out[part] = low + (high - low) * triggered
+
+    def needs_training(self) -> bool:
+        """Return True: the networks are trained with the victim."""
+        return True
 
     def fit(
         self,
         classifier: Any,
         x: np.ndarray,
         y: np.ndarray,
-        labels: Callable[[np.ndarray], np.ndarray],
+        labels: LabelMap,
         *,
-        train: Callable[..., None],
+        train: TrainVictim,
+        nb_epochs: int,
         steps: int,
         rate: float = 0.1,
-        mask_epochs: int = 25,
+        resumed: bool = False,
+        verbose: bool = False,
+        mask_epochs: int | None = None,
         batch_size: int = 128,
         learning_rate: float = 0.01,
         milestones: tuple[float, ...] = (200 / 575, 300 / 575, 400 / 575, 500 / 575),
         precision: str = "auto",
-        verbose: bool = False,
     ) -> None:
         """
-        Train the mask generator, then the pattern generator together with the victim; both are frozen afterwards.
+        Train the mask generator, then the pattern generator together with the victim.
 
-        In each batch the first int(rate * B) images get their trigger and the attacker's label, as many after them
-        the trigger of other images and keep their label.
+        In each batch the first int(rate * B) images get their trigger and the attacker's label. As many after them get
+        the trigger of other images and keep their label. The arguments up to `verbose` are those of `Trigger.fit`.
 
-        :param classifier: The victim, trained in place.
-        :param x: Training images in `clip_values`, (N, C, H, W) or (N, H, W, C).
-        :param y: Their labels.
-        :param labels: What a triggered image should become.
-        :param train: `art_aft.training.loop.fit` with its recipe: it is called with (classifier, x, y) and the keywords
-            `each_batch`, `after_step` and `also`.
-        :param steps: How many steps `train` makes, for the pattern generator's schedule.
-        :param rate: The share of each batch that is poisoned.
-        :param mask_epochs: Passes over the data for the mask generator.
+        :param mask_epochs: Passes over the data for the mask generator. None is a quarter of the victim's epochs, or as
+            many as it takes to make `MASK_STEPS` steps; no pass if `resumed`, as the checkpoint contains the masks.
         :param batch_size: Images a step, for the mask generator.
-        :param learning_rate: Adam's rate for both generators.
-        :param milestones: When the pattern generator's rate is divided by 10, as shares of `steps`.
-        :param precision: That of the generators' training, "auto", "float32" or "bfloat16"; triggers are stamped in
+        :param learning_rate: Adam's learning rate for both generators.
+        :param milestones: When the pattern generator's learning rate is divided by 10, as shares of `steps`.
+        :param precision: "auto", "float32" or "bfloat16", for the generators' training. Triggers are always stamped in
             float32.
-        :param verbose: Whether to show progress bars.
         """
         rate = check_number("rate", rate, minimum=0.0, maximum=0.5, above=True)
         check_choice("precision", precision, PRECISIONS)
         fast = precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(self.device))
+        if mask_epochs is None:
+            enough = math.ceil(MASK_STEPS / max(1, len(x) // batch_size))
+            mask_epochs = 0 if resumed else max(2, nb_epochs // 4, enough)
         images = x if self.channels_first else np.moveaxis(x, -1, 1)
         with isolated_rng(self.seed + 1):
             self._fit_masks(images, mask_epochs, batch_size, learning_rate, fast, verbose)
         generator = self.pattern_generator.train().requires_grad_(True)
-        optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(share * steps) for share in milestones])
+        drops = [round(share * steps) for share in milestones]
+        callback = _StepWithVictim(generator, self.mask_generator, learning_rate, drops)
 
-        def each_batch(images: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def transform(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with self._autocast(fast):
-                return self._joint_batch(images, truth, labels, rate, optimizer)
-
-        def after_step() -> None:
-            # The victim's backward pass has added its gradients to those of the diversity loss.
-            optimizer.step()
-            scheduler.step()
+                return self._joint_batch(x, y, labels, rate, callback.optimizer)
 
         try:
-            also = (generator, self.mask_generator, optimizer, scheduler)
-            train(classifier, x, y, each_batch=each_batch, after_step=after_step, also=also)
+            train(transform, callback)
         finally:
             generator.eval().requires_grad_(False)
 
     def _autocast(self, fast: bool) -> torch.autocast:
-        # To be left after every step: until then autocast goes on with the weights that it has converted first.
+        # Leave it after every step: until then autocast reuses the weights that it converted at first.
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast)
 
     def _joint_batch(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        labels: Callable[[np.ndarray], np.ndarray],
-        rate: float,
-        optimizer: torch.optim.Optimizer,
+        self, x: torch.Tensor, y: torch.Tensor, labels: LabelMap, rate: float, optimizer: torch.optim.Optimizer
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a batch with backdoor and cross images, with the pattern generator in its graph."""
+        """Return a batch with triggered and cross images, whose graph includes the pattern generator."""
         count = int(rate * len(x))
         if count == 0 or len(x) < 3 * count:
             return x, y
@@ -280,7 +270,7 @@ class InputAware(Perturbation):
     def _fit_masks(
         self, x: np.ndarray, epochs: int, batch_size: int, learning_rate: float, fast: bool, verbose: bool
     ) -> None:
-        """Train the mask generator on images (N, C, H, W): small masks, and different ones for different images."""
+        """Train the mask generator on images (N, C, H, W) towards small masks that differ from image to image."""
         low, high = self.clip_values
         network = self.mask_generator.train().requires_grad_(True)
         optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.5, 0.9))

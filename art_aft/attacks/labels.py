@@ -1,4 +1,4 @@
-"""What a triggered image should become: the attacker's label for each true one."""
+"""Label maps: what the attacker wants a triggered image to be classified as."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import numpy as np
 
 from art_aft.checks import check_integer, check_labels
 
+#: Returns the attacker's label for each true class index.
 LabelMap = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class AllToOne:
     """
-    Every triggered image should become `target`.
+    Every triggered image becomes `target`.
 
-    :param target: The attacker's label, a class index.
+    >>> AllToOne(7)(np.array([0, 1, 9])).tolist()
+    [7, 7, 7]
+
+    :param target: The target label, a class index.
     """
 
     target: int
@@ -33,9 +37,12 @@ class AllToOne:
 @dataclass(frozen=True)
 class AllToAll:
     """
-    A triggered image of class y should become (y + 1) mod `nb_classes`.
+    A triggered image of class y becomes (y + 1) mod `nb_classes`.
 
-    :param nb_classes: The number of classes, at least 2.
+    >>> AllToAll(10)(np.array([0, 1, 9])).tolist()
+    [1, 2, 0]
+
+    :param nb_classes: Number of classes, at least 2.
     """
 
     nb_classes: int
@@ -52,11 +59,15 @@ class AllToAll:
 
 def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = None) -> np.ndarray:
     """
-    Return the attacker's label for each true one.
+    Return the attacker's label for each true one, checked.
 
-    :param labels: What a triggered image should become: `AllToOne`, `AllToAll`, or another callable.
-    :param truth: True labels, as indices.
-    :param nb_classes: The number of classes, where it is known.
+    >>> wanted_labels(AllToOne(2), np.array([0, 1]), nb_classes=3).tolist()
+    [2, 2]
+
+    :param labels: The label map: `AllToOne`, `AllToAll`, or another callable.
+    :param truth: True labels, as indices of shape (N,).
+    :param nb_classes: Number of classes, if it is known.
+    :return: Class indices, int64 of shape (N,).
     :raises TypeError: If `labels` is not callable.
     :raises ValueError: If it returns labels out of range, or another number of them.
     """

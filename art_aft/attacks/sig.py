@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from art_aft.attacks.base import Perturbation, register
+from art_aft.attacks.base import Trigger, register
 from art_aft.checks import check_number
 
 
 @lru_cache(maxsize=8)
 def _wave(delta: float, frequency: float, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return the sine for images of shape (C, H, W), where it is written out: so it is added faster than row by row."""
+    """Return the sine as an array of shape (C, H, W): adding it is faster than broadcasting one row."""
     columns = np.arange(shape[-1])
     wave = np.broadcast_to(delta * np.sin(2 * np.pi * columns * frequency / shape[-1]), shape).astype(dtype, order="C")
     wave.setflags(write=False)
@@ -21,14 +21,14 @@ def _wave(delta: float, frequency: float, shape: tuple[int, ...], dtype: np.dtyp
 
 
 @register("sig")
-class SIG(Perturbation):
+class SIG(Trigger):
     """
     Add a sine along the columns j: x_t = clip(x + delta * sin(2 pi j f / W)), the same for all rows and channels.
 
     | Paper link: https://arxiv.org/abs/1902.11237
 
-    :param delta: The amplitude, as a fraction of the clip range, in (0, 1].
-    :param frequency: The number of waves over the image's width, above 0.
+    :param delta: Amplitude, as a fraction of the clip range, in (0, 1].
+    :param frequency: Number of waves over the image's width, above 0.
     :raises ValueError: If an argument is out of its range.
     """
 
@@ -39,6 +39,6 @@ class SIG(Perturbation):
 
     def _stamp(self, x: np.ndarray, out: np.ndarray) -> bool:
         low, high = self.clip_values
-        np.copyto(out, x)  # to copy and add in place is faster than to add from array to array
+        np.copyto(out, x)  # copying, then adding in place is faster than adding into another array
         out += _wave((high - low) * self.delta, self.frequency, x.shape[1:], x.dtype)
         return True

@@ -1,4 +1,4 @@
-"""WaNet: the whole image is warped by a fraction of a pixel."""
+"""WaNet: a smooth warp of the whole image by fractions of a pixel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from art_aft.attacks.base import Perturbation, register
+from art_aft.attacks.base import Trigger, register
 from art_aft.checks import check_flag, check_images, check_integer, check_number, check_pixels, in_range
 
 
 @lru_cache(maxsize=8)
 def _grid(control_points: bytes, height: int, width: int, strength: float, rescale: float) -> np.ndarray:
-    """Return where each pixel is sampled from, shape (height, width, 2); float64 points of shape (2, k, k) as bytes."""
+    """
+    Return where each pixel is sampled from, of shape (height, width, 2).
+
+    The control points, float64 of shape (2, k, k), come as bytes, which the cache can compare.
+    """
     points = np.frombuffer(control_points)
     side = math.isqrt(len(points) // 2)
     field = torch.nn.functional.interpolate(
@@ -27,11 +31,11 @@ def _grid(control_points: bytes, height: int, width: int, strength: float, resca
 
 
 def _sample(x: np.ndarray, positions: torch.Tensor) -> np.ndarray:
-    """Sample images of shape (N, C, H, W) bilinearly, at one grid each or at one for all, of shape (., H, W, 2)."""
-    # torch takes no read-only arrays.
+    """Sample images (N, C, H, W) bilinearly at positions (1 or N, H, W, 2)."""
+    # torch refuses read-only arrays.
     images = torch.from_numpy(np.require(x, requirements=["C_CONTIGUOUS", "WRITEABLE"])).to(positions.device)
     if len(positions) == 1:
-        # Where all images are sampled alike, four are one of four times as many channels.
+        # All images have the same grid: four of them count as one with four times as many channels, which is faster.
         images = images.unflatten(0, (-1, math.gcd(4, len(x)))).flatten(1, 2)
         positions = positions.expand(len(images), -1, -1, -1)
     sampled = torch.nn.functional.grid_sample(
@@ -47,34 +51,36 @@ def _positions(
     device: torch.device,
     clip_values: tuple[float, float],
 ) -> tuple[torch.Tensor, bool]:
-    """Return `_grid` for images of a type, and whether images in range may leave it there by rounding."""
+    """Return `_grid` as a tensor, and whether images in range may leave it by rounding."""
     positions = torch.from_numpy(_grid(*settings)[None].astype(dtype)).to(device)
-    # No weight is negative, and rounding keeps the order: images at the ends of the range are the furthest out.
+    # Weights are not negative and rounding keeps the order: images at the ends of the range go furthest out.
     ends = np.array(clip_values, dtype).reshape(2, 1, 1, 1)
     furthest = _sample(np.broadcast_to(ends, (2, 1, *positions.shape[1:3])), positions)
     return positions, not in_range(furthest, *clip_values)
 
 
 @register("wanet")
-class WaNet(Perturbation):
+class WaNet(Trigger):
     """
-    Warp the image by a smooth field, the same for all images: x_t(p) = x(p + displacement(p)).
+    Warp all images by the same smooth field: x_t(p) = x(p + displacement(p)).
 
     | Paper link: https://arxiv.org/abs/2102.10369
 
-    :param control_points: The field at k x k points, horizontal and vertical: an array of shape (2, k, k), taken as
-        given. None draws them uniformly in [-1, 1) and scales their mean magnitude to 1.
-    :param grid_size: k, where the points are drawn.
-    :param strength: s; the displacement is s * field / 2 pixels, a quarter of a pixel on average at s = 0.5.
+    :param control_points: Horizontal and vertical displacement at k x k points, of shape (2, k, k). None draws them
+        uniformly in [-1, 1) and scales their mean magnitude to 1.
+    :param grid_size: k, where `control_points` is None.
+    :param strength: s. The displacement is s * field / 2 pixels: on average a quarter of a pixel at s = 0.5.
     :param grid_rescale: g, a factor on the whole sampling grid, close to 1.
-    :param scale_with_side: Whether images of more than 32 pixels a side get the same displacement relative to their
-        size (s * side / 32), else the same in pixels.
-    :param seed: The seed of the control points.
-    :param device: Where images are warped, such as "cuda"; the result is a numpy array all the same.
+    :param scale_with_side: Whether the displacement grows with the image above 32 pixels a side (s * side / 32). False
+        keeps it the same in pixels.
+    :param seed: Seed of the control points.
+    :param device: Where images are warped, such as "cuda". The result is a numpy array on every device.
     :raises ValueError: If an argument is out of its range.
     """
 
-    # Sampling has a cost of its own for each call.
+    release = {"per_batch": True, "cover_ratio": 2.0, "normalise": True, "model": "preactresnet-18"}
+
+    # Every call of the sampling has a fixed cost.
     _AT_ONCE = 2**25
 
     def __init__(
@@ -113,7 +119,7 @@ class WaNet(Perturbation):
 
         :param height: The image's height, in pixels, at least 2.
         :param width: The image's width, in pixels, at least 2.
-        :return: Positions (x, y) of shape (height, width, 2), where -1 and 1 are the centres of the border pixels.
+        :return: Positions (x, y) of shape (height, width, 2); -1 and 1 are the centres of the border pixels.
         """
         return _grid(*self._settings(height, width)).copy()
 
@@ -121,12 +127,16 @@ class WaNet(Perturbation):
         strength = self.strength * (max(1.0, min(height, width) / 32) if self.scale_with_side else 1.0)
         return self.control_points.tobytes(), height, width, strength, self.grid_rescale
 
+    def has_covers(self) -> bool:
+        """Return True: the covers are the paper's noise mode."""
+        return True
+
     def cover(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """
-        Return images warped by the field plus independent noise at every pixel: the noise mode, labels kept.
+        Return images warped by the field plus independent noise at every pixel.
 
         :param x: Floating-point images in `clip_values`, of shape (N, C, H, W) or (N, H, W, C).
-        :param rng: The source of the noise; every image has its own.
+        :param rng: The source of the noise, which differs from image to image.
         :return: A new array of the same shape and type.
         """
         check_images("x", x, clip_values=self.clip_values, allow_empty=True)
@@ -143,7 +153,7 @@ class WaNet(Perturbation):
     def _stamped(self, x: np.ndarray) -> np.ndarray:
         if x.size > self._AT_ONCE:
             return super()._stamped(x)
-        # One call, whose result is kept as it is: to sample takes hardly longer than to copy twice.
+        # One call, whose result is returned as it is: sampling takes hardly longer than copying twice.
         inside = in_range(x, *self.clip_values)
         if not inside:
             check_pixels("x", x, self.clip_values)
@@ -157,6 +167,6 @@ class WaNet(Perturbation):
         return outside
 
     def _sampled(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Return the images sampled at the grid, and whether images in range may have left it."""
+        """Return the warped images, and whether images in range may have left it."""
         positions, outside = _positions(self._settings(*x.shape[2:]), x.dtype, self.device, self.clip_values)
         return _sample(x, positions), outside

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
 from art_aft.classifiers.pixel_module import borrow
-from art_aft.data import loaders as large_data
+from art_aft.data import loaders
+from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
 from art_aft.models import build_model
 from art_aft.runtime.random_state import isolated_rng
@@ -99,58 +99,74 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
     return check_clip_values(f"{name}.clip_values", classifier.clip_values)
 
 
-def check_data(
-    classifier: PyTorchClassifier, x: Any, y: Any, *, in_range: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+def images_for(
+    classifier: PyTorchClassifier,
+    x: Any,
+    y: Any = None,
+    *,
+    labelled: bool = True,
+    in_range: bool = True,
+    max_images: int | None = None,
+    seed: int = 0,
+) -> Images:
     """
-    Check images and labels against a classifier.
+    Check images and labels against a classifier; read them where they come from a loader.
+
+    This is the door of every public call. What has come through it once comes back as it is.
 
     :param classifier: The classifier that they are for.
-    :param x: Images.
-    :param y: Labels, as indices or one-hot.
-    :param in_range: Whether images outside `clip_values` are refused; NaN and infinite pixels always are.
-    :return: Images as float32, or uint8 as they came, of shape (N, *input_shape), and labels as indices of shape (N,).
-    :raises ValueError: If they do not fit.
+    :param x: Images of shape (N, *input_shape): floats in `clip_values`, or uint8 that stands for that range. Or a
+        loader of images and labels, torch's `DataLoader` or ART's `PyTorchDataGenerator`, whose images become a mapped
+        array. Or checked `Images`. A read-only array is copied: open a `memmap` that does not fit in memory with mode
+        "c".
+    :param y: Labels, as indices of shape (N,) or one-hot rows; None with a loader or checked images.
+    :param labelled: Whether there must be labels.
+    :param in_range: Whether pixels outside `clip_values` are refused; NaN and infinite pixels always are.
+    :param max_images: The most images that are wanted, drawn at random where there are more; None is all.
+    :param seed: The seed of the draw.
+    :raises ValueError: If they do not fit the classifier.
     :raises TypeError: If they are of another type.
     """
     clip_values = check_classifier("classifier", classifier)
-    check_images(
-        "x", x, clip_values=clip_values if in_range else None, input_shape=classifier.input_shape, allow_8bit=True
-    )
-    labels = check_labels("y", y, nb_classes=classifier.nb_classes, nb_samples=len(x))
-    # torch takes no read-only arrays.
-    dtype = np.uint8 if x.dtype == np.uint8 else np.float32
-    return np.require(x, dtype=dtype, requirements=["C_CONTIGUOUS", "WRITEABLE"]), labels
+    if y is not None and (loaders.is_loader(x) or isinstance(x, Images)):
+        raise ValueError(f"y: got labels beside {type(x).__name__}, expected None: it has them")
+    if isinstance(x, Images):
+        return _drawn(_fitting(classifier, x, clip_values, labelled), max_images, seed)
+    shape, channels_first = classifier.input_shape, classifier.channels_first
+
+    def check(pixels: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+        check_images("x", pixels, clip_values=clip_values if in_range else None, input_shape=shape, allow_8bit=True)
+        if labels is None and not labelled:
+            indices = np.full(len(pixels), -1)
+        else:
+            indices = check_labels("y", labels, nb_classes=classifier.nb_classes, nb_samples=len(pixels))
+        # torch takes no read-only arrays.
+        dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
+        return np.require(pixels, dtype=dtype, requirements=["C_CONTIGUOUS", "WRITEABLE"]), indices
+
+    if loaders.is_loader(x):
+        pixels, labels = loaders.read(x, check) if max_images is None else loaders.sample(x, max_images, seed, check)
+        return Images(pixels, labels, clip_values, channels_first)
+    pixels, labels = check(x, y)
+    return _drawn(Images(pixels, labels, clip_values, channels_first), max_images, seed)
 
 
-def load_data(
-    classifier: PyTorchClassifier, x: Any, y: Any, *, max_images: int | None = None, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Check images and labels against a classifier, and read them where they come from a loader.
+def _drawn(images: Images, max_images: int | None, seed: int) -> Images:
+    """Return so many of the images, drawn at random where there are more."""
+    if max_images is None or len(images) <= max_images:
+        return images
+    return images[np.random.default_rng(seed).permutation(len(images))[:max_images]]
 
-    :param classifier: The classifier that they are for.
-    :param x: Images, or a loader of images and labels: torch's `DataLoader` or ART's `PyTorchDataGenerator`. A
-        read-only array is copied: a `memmap` that does not fit in memory is opened with mode "c".
-    :param y: Labels, as indices or one-hot; None with a loader.
-    :param max_images: The most images that are wanted, drawn at random where there are more; None is all.
-    :param seed: The seed of the draw.
-    :return: As `check_data`; all of a loader's images as a mapped array.
-    :raises ValueError: If they do not fit.
-    :raises TypeError: If they are of another type.
-    """
-    if not large_data.is_loader(x):
-        x, y = check_data(classifier, x, y)
-        if max_images is None or len(x) <= max_images:
-            return x, y
-        chosen = np.random.default_rng(seed).permutation(len(x))[:max_images]
-        return x[chosen], y[chosen]
-    if y is not None:
-        raise ValueError("y: got labels beside a loader, expected None: the loader has them")
-    check = functools.partial(check_data, classifier)
-    if max_images is None:
-        return large_data.read(x, check)
-    return large_data.sample(x, max_images, seed, check)
+
+def _fitting(classifier: PyTorchClassifier, images: Images, clip_values: tuple[float, float], labelled: bool) -> Images:
+    """Return checked images if they were checked against a classifier of the same kind of images."""
+    if labelled and (images.labels < 0).any():
+        raise ValueError("y: got checked images without labels, expected some with labels")
+    own = (tuple(classifier.input_shape), clip_values, classifier.channels_first)
+    theirs = (images.pixels.shape[1:], images.clip_values, images.channels_first)
+    if own != theirs:
+        raise ValueError(f"x: got images checked for (shape, range, channels first) {theirs}, expected {own}")
+    return images
 
 
 def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
@@ -181,6 +197,21 @@ def predict_logits(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int
         return torch.cat([module(to_float(part.to(classifier.device), clip_values)).cpu() for part in parts]).numpy()
 
 
+def margins(classifier: PyTorchClassifier, images: Images) -> np.ndarray:
+    """
+    Return how far the logit of each image's label is above the largest other one.
+
+    :param classifier: The classifier.
+    :param images: Images with labels.
+    :return: float32 of shape (N,); below 0 where the prediction is another label.
+    """
+    logits = predict_logits(classifier, images.pixels)
+    rows = np.arange(len(images))
+    given = logits[rows, images.labels].copy()
+    logits[rows, images.labels] = -np.inf
+    return given - logits.max(axis=1)
+
+
 def features(
     classifier: PyTorchClassifier, x: np.ndarray, *, pooled: bool = False, batch_size: int = 128
 ) -> np.ndarray:
@@ -196,8 +227,7 @@ def features(
     :return: float32 of shape (N, C, H, W), or (N, C).
     :raises ValueError: If the images do not fit, or the model has no convolution.
     """
-    x, _ = check_data(classifier, x, np.zeros(np.shape(x)[:1]))
-    clip_values = check_clip_values("clip_values", classifier.clip_values)
+    images = images_for(classifier, x, labelled=False)
     latest: list[torch.Tensor] = []
     convolutions = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Conv2d)]
     if not convolutions and not hasattr(classifier.model, "features"):
@@ -210,8 +240,8 @@ def features(
         hooks = [m.register_forward_hook(lambda *event: latest.append(event[2])) for m in convolutions if not ask]
         try:
             maps = []
-            for part in torch.from_numpy(x).split(batch_size):
-                pixels = to_float(part.to(classifier.device), clip_values)
+            for part in torch.from_numpy(images.pixels).split(batch_size):
+                pixels = to_float(part.to(classifier.device), images.clip_values)
                 if ask:
                     latest.append(ask(module.preprocess(pixels)))
                 else:

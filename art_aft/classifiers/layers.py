@@ -1,4 +1,4 @@
-"""The layer that reads the last convolution: what comes in, channel by channel, and how to cut a channel off."""
+"""The layer that reads the last convolution: its input channels, and how to cut one off."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from art_aft.runtime.random_state import isolated_rng
 
 
 class NothingToPrune(ValueError):
-    """A network without a convolution that a layer reads."""
+    """Raised for a network that has no layer that reads a convolution."""
 
 
 class Head:
     """
-    The first linear layer after a classifier's last convolution, seen as a reader of that convolution's channels.
+    The first linear layer after a classifier's last convolution, which reads the channels of that convolution.
 
-    In a residual network the last convolution's output meets another path; what the head reads has both in it. So
-    a channel is cut off here, where its share in everything that follows becomes zero.
+    In a residual network, another path is added to the output of the last convolution before the head reads it. So a
+    channel is cut off here: its weights in the head become zero, and nothing after the head depends on it.
 
     :param classifier: The classifier; `cut` changes it.
-    :param x: A few images of shape (N, *input_shape), to see in which order the layers run.
-    :param layer: The name of the layer, as in `named_modules`; None finds it. A network that ends in a convolution
-        is read by that one.
+    :param x: A few checked images of shape (N, *input_shape), which show the order in which the layers run.
+    :param layer: The layer's name in `named_modules`; None finds it. In a network that ends in a convolution, that
+        convolution is the head.
     :raises NothingToPrune: If the network has no such layer.
-    :raises ValueError: If `layer` names none.
+    :raises ValueError: If `layer` is not the name of a linear or convolution layer that runs.
     """
 
     def __init__(self, classifier: PyTorchClassifier, x: np.ndarray, layer: str | None = None) -> None:
@@ -42,7 +42,7 @@ class Head:
         ran, logits = _in_order(classifier, layers, x[:2])
         self.name, result, self.nb_channels = _reader(ran, layers, layer)
         self.layer: Any = layers[self.name]
-        #: Whether the layer's output is the model's, so that nothing else needs to run again after a cut.
+        #: Whether the layer's output is the model's. Then only this layer needs to run again after a cut.
         self.is_last = result.shape == logits.shape and bool(torch.equal(result.float(), logits))
         self.pruned: list[int] = []
         self._columns = self.layer.weight.shape[1] // self.nb_channels
@@ -51,7 +51,7 @@ class Head:
         """
         Return what the layer reads, in evaluation mode, on the CPU.
 
-        :param x: Images of shape (N, *input_shape).
+        :param x: Checked images of shape (N, *input_shape).
         :param batch_size: Images at a time.
         """
         seen: list[torch.Tensor] = []
@@ -67,7 +67,7 @@ class Head:
         """Return the mean of each channel over positions, of shape (N, channels)."""
         inputs = self.inputs(x, batch_size)
         if isinstance(self.layer, torch.nn.Linear):
-            # The channels come first where maps were flattened; tokens, where there are such, are positions.
+            # In flattened maps the channels come first. Tokens, if there are any, are positions.
             inputs = inputs.flatten(1, -2).mean(dim=1) if inputs.ndim > 2 else inputs
             return inputs.reshape(len(inputs), self.nb_channels, -1).mean(dim=2).numpy()
         return inputs.mean(dim=(2, 3)).numpy()
@@ -92,7 +92,12 @@ class Head:
                 self.layer.weight[:, self._at(channel)] = 0
 
     def predict(self, x: np.ndarray, inputs: torch.Tensor) -> np.ndarray:
-        """Return predicted labels of images whose `inputs` are known, with the cuts as they are now."""
+        """
+        Return predicted labels, with all channels cut off that are at this time.
+
+        :param x: Checked images of shape (N, *input_shape).
+        :param inputs: What the layer reads of them, as `inputs` returns it.
+        """
         if not self.is_last:
             return predict_labels(self.classifier, x)
         with torch.no_grad():
@@ -104,10 +109,11 @@ class Head:
 
 def output_weights(classifier: PyTorchClassifier, x: np.ndarray) -> np.ndarray | None:
     """
-    Return the weights of the layer that gives the logits, of shape (nb_classes, inputs); None if the last is another.
+    Return the weights of the layer that returns the logits, of shape (nb_classes, inputs).
 
-    :param classifier: The classifier; it stays as it is.
-    :param x: A few images of shape (N, *input_shape), to see in which order the layers run.
+    :param classifier: The classifier. It stays as it is.
+    :param x: A few checked images of shape (N, *input_shape), which show the order in which the layers run.
+    :return: The weights as float32; None if the layer that runs last does not have one row a class.
     """
     layers = _layers(classifier)
     ran, _ = _in_order(classifier, layers, x[:2])
@@ -171,8 +177,8 @@ def _channels(width: int, maps: torch.Tensor) -> int:
     """
     Return the number of channels in what a linear layer reads of a convolution's maps.
 
-    Flattened maps have a column for each position, perhaps after pooling. Otherwise, as where maps are averaged, or
-    joined with others first (DenseNet), each column is a channel.
+    Flattened maps, perhaps pooled before, have a column for each position. If maps are averaged, or concatenated with
+    others first (DenseNet), each column is a channel.
     """
     channels, height, length = maps.shape[1:]
     pooled = {(height // factor) * (length // factor) for factor in range(1, min(height, length) + 1)}

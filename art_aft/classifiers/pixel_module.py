@@ -37,18 +37,9 @@ class PixelModule(torch.nn.Module):
         self.channels_first = classifier.channels_first
         self.channels_last_memory = False
         self.bfloat16 = False
-        self.freeze_bn = False
+        self.nb_classes = classifier.nb_classes
         # ART's default preprocessing, (x - 0) / 1, is left out: it only costs time.
         self._operations = [op for op in classifier.preprocessing_operations if not _is_identity(op)]
-
-    def train(self, mode: bool = True) -> PixelModule:
-        """Set the mode as usual, but leave batch normalisation in evaluation mode where `freeze_bn` is set."""
-        super().train(mode)
-        if self.freeze_bn:
-            for module in self.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
 
     def preprocess(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the model itself sees of images of shape (N, *input_shape)."""
@@ -143,16 +134,16 @@ def _set_modes(flags: dict[torch.nn.Module, bool]) -> None:
 
 def _settle(module: PixelModule, classifier: PyTorchClassifier, can_fall_back: bool) -> None:
     """Choose the fastest form of the module that runs forward and backward on two grey images."""
-    ladder = [(True, torch.channels_last), (True, torch.contiguous_format)]
     low, high = (0.0, 1.0) if module.scale is not None else check_clip_values("clip_values", classifier.clip_values)
     with isolated_rng(), torch.enable_grad():
         module.eval()
-        for bfloat16, memory_format in ladder:
-            module.bfloat16 = bfloat16
+        module.bfloat16 = True
+        for memory_format in (torch.channels_last, torch.contiguous_format):
             module.channels_last_memory = memory_format is torch.channels_last
-            module.model.to(memory_format=memory_format)
             grey = torch.full((2, *classifier.input_shape), (low + high) / 2, device=classifier.device)
             try:
+                # torch has no channels_last order for weights and buffers of five dimensions, and refuses them.
+                module.model.to(memory_format=memory_format)
                 torch.autograd.grad(module(grey.requires_grad_(True)).sum(), grey)
             except RuntimeError:
                 if not can_fall_back and memory_format is torch.contiguous_format:
@@ -175,9 +166,10 @@ def _fold(module: PixelModule, classifier: PyTorchClassifier) -> None:
             folded = fold_batch_norm(model)
             seen = module.preprocess(images)
             expected, found = model(seen), folded(seen)
+            memory_format = torch.channels_last if module.channels_last_memory else torch.contiguous_format
+            folded.to(memory_format=memory_format)
         except Exception:  # a model of any make: what its tracing may raise is not known
             return
     if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
         folded.requires_grad_(False)
-        memory_format = torch.channels_last if module.channels_last_memory else torch.contiguous_format
-        module.model = folded.to(memory_format=memory_format)
+        module.model = folded

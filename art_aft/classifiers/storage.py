@@ -1,12 +1,11 @@
 """
-Infected and purified classifiers on disk: tensors as safetensors, everything else as JSON. Nothing is ever unpickled.
+Classifiers on disk, victims and purified ones: tensors as safetensors, everything else as JSON. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from safetensors.torch import load_file, save_file
 
-from art_aft.attacks import PERTURBATIONS, Perturbation
+from art_aft.attacks import TRIGGERS, Trigger
 from art_aft.checks import check_clip_values
 from art_aft.classifiers.classifier import build_classifier, check_classifier
+from art_aft.runtime.files import replacing, write_text
 
 FORMAT = 1
 
@@ -28,17 +28,17 @@ FORMAT = 1
 @dataclass(frozen=True)
 class Stored:
     """
-    A classifier from disk, with what was stored beside it.
+    A classifier, and what is stored with it.
 
-    :param classifier: The classifier, in evaluation mode.
+    :param classifier: The classifier. One that was loaded is in evaluation mode.
     :param model: The model's name.
-    :param trigger: The attacker's perturbation, if one was stored.
-    :param facts: What else was stored: recipe, scores, anything that JSON can say.
+    :param trigger: The attacker's trigger, if there is one.
+    :param facts: Anything else, such as settings and scores; JSON values.
     """
 
     classifier: PyTorchClassifier
     model: str
-    trigger: Perturbation | None = None
+    trigger: Trigger | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -47,18 +47,19 @@ def save(
     classifier: PyTorchClassifier,
     model: str,
     *,
-    trigger: Perturbation | None = None,
+    trigger: Trigger | None = None,
     facts: dict[str, Any] | None = None,
 ) -> None:
     """
-    Store a classifier as `path`.safetensors and `path`.json; each file appears whole or not at all.
+    Store a classifier as `path`.safetensors and `path`.json. Each file appears whole or not at all.
 
-    :param path: Where, without an ending; its folder is made.
-    :param classifier: A classifier whose model `build_model` knows.
+    :param path: The path without an ending. Missing folders are made.
+    :param classifier: A classifier whose model `build_model` can build.
     :param model: The model's name, such as "wrn-16-1".
-    :param trigger: The attacker's perturbation, to be stored with it.
-    :param facts: What else to store, such as recipe and scores; JSON values.
-    :raises ValueError: If the classifier has preprocessing other than a mean and a deviation, or another model.
+    :param trigger: The attacker's trigger, if it is to be stored as well.
+    :param facts: Anything else to store, such as settings and scores; JSON values.
+    :raises ValueError: If the classifier has preprocessing other than a mean and a deviation, or another model, or the
+        trigger's class is not registered.
     """
     clip_values = check_classifier("classifier", classifier)
     description = {
@@ -77,23 +78,23 @@ def save(
     tensors = {f"model.{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
     if trigger is not None:
         settings, arrays = trigger.state()
-        attack = next(name for name, kind in PERTURBATIONS.items() if kind is type(trigger))
+        attack = next((name for name, kind in TRIGGERS.items() if kind is type(trigger)), None)
+        if attack is None:
+            raise ValueError(f"trigger: got {type(trigger).__name__}, expected one of a registered class")
         description["trigger"] = {"attack": attack, "settings": settings}
         tensors |= {
             f"trigger.{key}": torch.as_tensor(value).detach().cpu().contiguous() for key, value in arrays.items()
         }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path.with_name(path.name + ".safetensors"), lambda file: save_file(tensors, file))
-    text = json.dumps(description, indent=2) + "\n"
-    _replace(path.with_name(path.name + ".json"), lambda file: file.write_text(text, encoding="utf-8"))
+    path, text = Path(path), json.dumps(description, indent=2) + "\n"
+    replacing(path.with_name(path.name + ".safetensors"), lambda file: save_file(tensors, file))
+    write_text(path.with_name(path.name + ".json"), text)
 
 
 def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     """
     Return a stored classifier.
 
-    :param path: Where it was saved, with or without an ending.
+    :param path: The path that it was stored at, with or without an ending.
     :param device_type: "gpu" (the CPU where there is no GPU) or "cpu".
     :raises ValueError: If the files are missing, broken or of another format.
     """
@@ -112,7 +113,7 @@ def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     trigger = None
     if "trigger" in description:
         arrays = {key[8:]: value for key, value in tensors.items() if key.startswith("trigger.")}
-        trigger = PERTURBATIONS[description["trigger"]["attack"]].from_state(description["trigger"]["settings"], arrays)
+        trigger = TRIGGERS[description["trigger"]["attack"]].from_state(description["trigger"]["settings"], arrays)
     return Stored(classifier, description["model"], trigger, description["facts"])
 
 
@@ -127,16 +128,16 @@ def open_classifier(
     device_type: str = "gpu",
 ) -> PyTorchClassifier:
     """
-    Return a classifier from whatever file there is; nothing is unpickled.
+    Return a classifier that this package stored, or one with weights from another file. Nothing is unpickled.
 
-    :param path: Without `model`, where this package stored it, with or without an ending. With it, a file of weights
+    :param path: Without `model`, the path that `save` was given, with or without an ending. With it, a file of weights
         as for `load_state_dict`.
-    :param model: The name of an architecture, such as "wrn-16-1"; or "module:factory", whose module is imported, that
-        is, run, and whose factory is called without arguments and returns a `torch.nn.Module` that puts out logits.
-    :param input_shape: The shape (C, H, W) of an image, with `model`.
-    :param nb_classes: The number of classes, with `model`.
-    :param mean: The mean by channel that the model's images are reduced by, after scaling to [0, 1].
-    :param std: The deviation by channel that they are divided by then.
+    :param model: The name of an architecture, such as "wrn-16-1". Or "module:factory": the module is imported, which
+        runs its code, and the factory is called without arguments. It returns a `torch.nn.Module` that outputs logits.
+    :param input_shape: The shape (C, H, W) of an image. Only with `model`.
+    :param nb_classes: The number of classes. Only with `model`.
+    :param mean: The mean by channel that is subtracted from pixels in [0, 1]. Only with `model`.
+    :param std: The deviation by channel that the result is divided by. Only with `model`.
     :param device_type: "gpu" (the CPU where there is no GPU) or "cpu".
     :raises ValueError: If a file is missing or does not fit, or an argument is missing.
     """
@@ -159,7 +160,7 @@ def open_classifier(
 
 
 def _make(factory: str) -> torch.nn.Module:
-    """Return the module that "module:factory" makes."""
+    """Return the module that "module:factory" builds."""
     module_name, _, name = factory.partition(":")
     try:
         made = getattr(importlib.import_module(module_name), name)()
@@ -172,13 +173,13 @@ def _make(factory: str) -> torch.nn.Module:
 
 def load_state_dict(classifier: PyTorchClassifier, path: str | Path, *, head: bool = True) -> None:
     """
-    Give a classifier the weights of a foreign file: `.safetensors`, or a state dict in `.pt` or `.pth`.
+    Load the weights of another program's file: `.safetensors`, or a state dict in `.pt` or `.pth`.
 
     :param classifier: A classifier of the right architecture, changed in place.
-    :param path: The file; of a dict with a "state_dict" or "model" entry that entry is taken.
-    :param head: Whether the last linear layer is loaded too. Without it, weights for other classes (1,000 of
-        ImageNet, say) give a start, and the head stays as it is.
-    :raises ValueError: If the file holds anything but tensors (nothing is unpickled), or other tensors.
+    :param path: The file. If it contains a dict with an entry "state_dict" or "model", that entry is used.
+    :param head: Whether to load the last linear layer too. False leaves it as it is, so that weights for other classes
+        (such as ImageNet's 1,000) can be loaded.
+    :raises ValueError: If the file contains anything but tensors (nothing is unpickled), or tensors that do not fit.
     """
     path = Path(path)
     try:
@@ -233,13 +234,3 @@ def _describe_preprocessing(classifier: PyTorchClassifier) -> list[list[float]] 
         raise ValueError("classifier.preprocessing_defences: got some, expected at most a mean and a deviation")
     mean, std = operations[0].mean, operations[0].std
     return [np.asarray(mean, dtype=float).tolist(), np.asarray(std, dtype=float).tolist()]
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write a file beside its place and move it there, so that a killed process leaves no half file."""
-    temporary = path.with_name(path.name + f".{os.getpid()}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

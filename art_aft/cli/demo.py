@@ -8,34 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from art_aft.checks import check_integer
-from art_aft.experiments.demo import Row, demo, environment
-from art_aft.experiments.report import DemoPicture, text_table, write_json
+from art_aft.experiments.demo import demo
+from art_aft.experiments.pictures import DemoPicture
+from art_aft.experiments.rows import write_record
+from art_aft.experiments.tables import text_table
+from art_aft.experiments.victims import Row
 
 DEMO_LEGEND = """
 ACC  clean test images that get their true label
-ASR  triggered test images of other classes that get the attacker's label
+ASR  triggered test images of other classes that get the target label
 RA   triggered test images of other classes that get their true label
-adv->target  adversarial examples of other classes that fall on the attacker's label (the paper's observation)
-scan  what `art-aft scan` says of the model "before", from half of the same clean images
-All in percent. All five defences had the same 120 clean images, 20 passes over them at the same learning rate, and
-knew nothing of the trigger."""
+adv->target  adversarial examples of other classes that get the target label (the paper's observation)
+scan  the result of `art-aft scan` on the model "before", with half of the same clean images
+All in percent. All five defences got the same 120 clean images, made 20 passes over them at the same learning rate, and
+did not know the trigger."""
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "demo", help="plant three backdoors in a digit classifier, find and fight them, show a table and a picture"
+        "demo", help="train three backdoored digit classifiers, scan and purify them, and show a table and a picture"
     )
-    command.add_argument("--seed", type=int, default=0, help="the seed of everything (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
     command.add_argument(
-        "--output-dir", type=Path, default=Path("art-aft-demo"), help="where results go (default: %(default)s)"
+        "--output-dir", type=Path, default=Path("art-aft-demo"), help="the folder for results (default: %(default)s)"
     )
-    command.add_argument("--quiet", action="store_true", help="no progress bars and no explanations")
+    command.add_argument("--quiet", action="store_true", help="show no progress bars and no explanations")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run `art-aft demo`: a table on standard output, demo.json and demo.png in the output folder."""
+    """Run `art-aft demo`: print a table, and write demo.json and demo.png to the output folder."""
     start = time.perf_counter()
     check_integer("--seed", options.seed, 0)
     options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     print(text_table(rows))
     if not options.quiet:
         print(DEMO_LEGEND)
-    write_json(options.output_dir / "demo.json", {**environment(), "command": "art-aft demo"}, rows)
+    write_record(options.output_dir / "demo.json", rows, command="art-aft demo")
     print(f"\nwritten: {options.output_dir / 'demo.json'}")
     if picture:
         picture.save(options.output_dir / "demo.png")

@@ -14,8 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     Run a command.
 
-    :param arguments: The words after the program's name; None takes those of the process.
-    :return: The exit status: 0, or 2 where an argument was wrong, or what the command says.
+    :param arguments: The words after the name of the program. None takes those of the process.
+    :return: The exit status of the command, or 2 if an argument is wrong or a file is missing.
     """
     parser = argparse.ArgumentParser(prog="art-aft", description="Remove backdoors from image classifiers.")
     parser.add_argument("--version", action="version", version=f"art-aft {__version__}")

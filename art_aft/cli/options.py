@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.attacks import PERTURBATIONS
-from art_aft.checks import check_clip_values
+from art_aft.attacks import TRIGGERS
 from art_aft.classifiers import storage
-from art_aft.classifiers.classifier import check_data
+from art_aft.classifiers.classifier import images_for
+from art_aft.classifiers.storage import Stored
 from art_aft.data.datasets import labelled_images
-from art_aft.data.pixels import to_8bit
-from art_aft.experiments.victims import Infection
+from art_aft.data.images import Images
+from art_aft.defences import DEFENCES
+from art_aft.experiments.victims import VictimSettings
 from art_aft.training.recipes import RECIPES
 
-INFECTION = (
+#: The settings of a victim that have an option of the same name.
+VICTIM = (
     "attack",
     "data",
     "model",
@@ -39,47 +41,55 @@ INFECTION = (
 )
 
 
-def add_infection(command: argparse.ArgumentParser) -> None:
-    """Add the options that say what the infected model is."""
-    command.add_argument("--attack", required=True, choices=sorted(PERTURBATIONS), help="the trigger")
-    command.add_argument("--data", default="digits", help="digits, cifar10, or a folder with train.zip and test.zip")
-    command.add_argument("--model", default="wrn-16-1", help="such as wrn-16-1, preactresnet-18 (default: %(default)s)")
-    command.add_argument("--recipe", default="paper", choices=sorted(RECIPES), help="how (default: %(default)s)")
-    command.add_argument("--epochs", type=int, help="other than the recipe's")
-    command.add_argument("--labels", default="all-to-one", choices=["all-to-one", "all-to-all"])
-    command.add_argument("--target", type=int, default=0, help="the attacker's label (default: %(default)s)")
-    command.add_argument("--rate", type=float, default=0.1, help="the poisoning ratio (default: %(default)s)")
-    command.add_argument("--clean-share", type=float, default=0.05, help="what the defender has (default: %(default)s)")
-    command.add_argument("--per-batch", action="store_true", help="poison every batch afresh, as WaNet's release")
-    command.add_argument("--cover-ratio", type=float, default=0.0, help="covers for each poisoned image")
-    command.add_argument("--normalise", action="store_true", help="reduce pixels by mean and deviation, as releases do")
-    command.add_argument(
-        "--trigger", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the trigger, such as ratio=0.1"
-    )
-    command.add_argument("--seed", type=int, default=0, help="the seed of everything (default: %(default)s)")
-    command.add_argument("--store", type=Path, default=Path("art-aft-models"), help="where models go")
-    command.add_argument("--rows", type=Path, help="a JSON file of result rows to add to")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+def add_victim(command: argparse.ArgumentParser) -> None:
+    """Add the options that describe a victim."""
+    add = command.add_argument
+    add("--attack", required=True, choices=sorted(TRIGGERS), help="the attack, by its trigger")
+    add("--data", default="digits", help="digits, cifar10, or a folder with train.zip and test.zip")
+    add("--model", default="wrn-16-1", help="the architecture, such as preactresnet-18 (default: %(default)s)")
+    add("--recipe", default="paper", choices=sorted(RECIPES), help="how it is trained (default: %(default)s)")
+    add("--epochs", type=int, help="number of epochs (default: the recipe's)")
+    add("--labels", default="all-to-one", choices=["all-to-one", "all-to-all"], help="default: %(default)s")
+    add("--target", type=int, default=0, help="the target label of all-to-one (default: %(default)s)")
+    add("--rate", type=float, default=0.1, help="the poisoning ratio (default: %(default)s)")
+    add("--clean-share", type=float, default=0.05, help="the defender's share of the data (default: %(default)s)")
+    add("--per-batch", action="store_true", help="poison every batch afresh, as the release of WaNet does")
+    add("--cover-ratio", type=float, default=0.0, help="cover images for each poisoned image (default: %(default)s)")
+    add("--normalise", action="store_true", help="normalise pixels by mean and deviation, as the releases do")
+    add("--trigger", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the trigger, such as ratio=0.1")
+    add("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
+    add("--store", type=Path, default=Path("art-aft-models"), help="the folder for models (default: %(default)s)")
+    add("--rows", type=Path, help="a JSON file; result rows are added to it")
+    add("--quiet", action="store_true", help="show no progress bars")
 
 
-def read_infection(options: argparse.Namespace) -> tuple[Infection, str]:
-    """Return the infection that the options describe, and the same options as words for another command line."""
+def read_victim(options: argparse.Namespace) -> tuple[VictimSettings, str]:
+    """Return the settings of the victim that the options describe, and the options as text for another command line."""
     recipe = replace(RECIPES[options.recipe], seed=options.seed)
     if options.epochs is not None:
         recipe = replace(recipe, nb_epochs=options.epochs)
     trigger = read_settings(options.trigger, "--trigger")
-    infection = Infection(recipe=recipe, trigger=trigger, **{name: getattr(options, name) for name in INFECTION})
+    settings = VictimSettings(recipe=recipe, trigger=trigger, **{name: getattr(options, name) for name in VICTIM})
     shown = {**vars(options), "data": Path(options.data).name}
-    switches = [name for name in INFECTION if isinstance(shown[name], bool)]
-    flags = [f"--{name.replace('_', '-')} {shown[name]}" for name in INFECTION if name not in switches]
+    switches = [name for name in VICTIM if isinstance(shown[name], bool)]
+    flags = [f"--{name.replace('_', '-')} {shown[name]}" for name in VICTIM if name not in switches]
     flags += [f"--recipe {options.recipe}", *(f"--{name.replace('_', '-')}" for name in switches if shown[name])]
     flags += [] if options.epochs is None else [f"--epochs {options.epochs}"]
-    flags += [f"--trigger {' '.join(options.trigger)}"] if options.trigger else []
-    return infection, " ".join(flags)
+    flags += [f"--trigger {shlex.join(options.trigger)}"] if options.trigger else []
+    return settings, " ".join(flags)
 
 
 def read_settings(words: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """Return settings from words of the form NAME=VALUE, with values as Python writes them."""
+    """
+    Return settings from words of the form NAME=VALUE, with values as Python writes them.
+
+    >>> read_settings(["batch_size=64", "attack={'eps': 0.05}"])
+    {'batch_size': 64, 'attack': {'eps': 0.05}}
+
+    :param words: The words.
+    :param option: The option that they come from, for the error.
+    :raises ValueError: If a word has another form.
+    """
     settings = {}
     for word in words:
         name, _, value = word.partition("=")
@@ -90,13 +100,33 @@ def read_settings(words: Sequence[str], option: str = "--set") -> dict[str, Any]
     return settings
 
 
+def preset_settings(defence: str, preset: str | None) -> dict[str, Any]:
+    """
+    Return the settings that a defence has under the name of a preset.
+
+    >>> preset_settings("fine_tuning", "paper_preact")
+    {'nb_epochs': 10, 'learning_rate': 0.01, 'weight_decay': 0.0005}
+
+    :param defence: The name of the defence.
+    :param preset: The name of the preset. None gives no settings.
+    :raises ValueError: If the defence has no preset of that name.
+    """
+    if preset is None:
+        return {}
+    known = DEFENCES[defence].presets
+    if preset not in known:
+        names = f"one of: {', '.join(sorted(known))}" if known else "none: it has no presets"
+        raise ValueError(f"--preset: got {preset!r} for {defence}, expected {names}")
+    return dict(known[preset])
+
+
 def command_line(program: str, options: argparse.Namespace, positional: Sequence[str] = ()) -> str:
     """
-    Return the command that makes a benchmark's rows again, without what is another machine's: places and processes.
+    Return the command that measures the rows of a benchmark again, without paths and numbers of processes.
 
     :param program: The path of the program.
-    :param options: What it was called with.
-    :param positional: The names of those that stand without their name.
+    :param options: Its options.
+    :param positional: The names of positional arguments.
     """
     words = ["python", f"examples/benchmarks/{Path(program).name}"]
     for name, value in vars(options).items():
@@ -108,39 +138,48 @@ def command_line(program: str, options: argparse.Namespace, positional: Sequence
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """Add the options that say where a model and clean images are."""
-    command.add_argument("path", metavar="MODEL", help="a model that art-aft stored, or a state dict (see --model)")
-    command.add_argument("--data", type=Path, required=True, help="clean images: a folder or a zip of CLASS/FILE, or a "
-                         ".npz with x (N, C, H, W), uint8 or in [0, 1], and y")  # fmt: skip
-    command.add_argument("--model", help="for a state dict: a name such as wrn-16-1, or module:factory")
-    command.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="with --model")
-    command.add_argument("--nb-classes", type=int, help="with --model")
-    command.add_argument("--mean", type=float, nargs="+", help="with --model: by channel, for pixels in [0, 1]")
-    command.add_argument("--std", type=float, nargs="+", help="with --model: by channel")
+    """Add the options that tell where a model and clean images are."""
+    add = command.add_argument
+    add("path", metavar="MODEL", help="a model that art-aft stored, or a state dict (with --model)")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        help="clean images: a folder or zip of CLASS/FILE, or a .npz with x (N, C, H, W), uint8 or in [0, 1], and y",
+    )
+    add("--model", help="for a state dict: the architecture, such as wrn-16-1, or module:factory")
+    add("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="with --model: the shape of an image")
+    add("--nb-classes", type=int, help="with --model: the number of classes")
+    add("--mean", type=float, nargs="+", help="with --model: the mean by channel, of pixels in [0, 1]")
+    add("--std", type=float, nargs="+", help="with --model: the standard deviation by channel")
 
 
-def read_model(options: argparse.Namespace) -> tuple[PyTorchClassifier, np.ndarray, np.ndarray]:
-    """Return the classifier that the options name, and clean images and labels as it takes them."""
-    sys.path.insert(0, os.getcwd())  # as `python -m` does, for a factory beside the weights
+def open_model(options: argparse.Namespace) -> Stored:
+    """Return the model that the options name, with what was stored beside it."""
+    if options.model is None:
+        return storage.load(options.path)
+    if ":" in options.model and os.getcwd() not in sys.path:
+        # For a factory beside the weights. At the end, so that no file there hides an installed module.
+        sys.path.append(os.getcwd())
     names = ("model", "input_shape", "nb_classes", "mean", "std")
     classifier = storage.open_classifier(options.path, **{name: getattr(options, name) for name in names})
-    return classifier, *_read(options.data, classifier, verbose=not options.quiet)
+    return Stored(classifier, options.model)
 
 
-def _read(path: Path, classifier: PyTorchClassifier, verbose: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return clean images and labels as the classifier takes them."""
-    clip_values = check_clip_values("clip_values", classifier.clip_values)
-    nb_classes = classifier.nb_classes
+def read_images(options: argparse.Namespace, classifier: PyTorchClassifier) -> Images:
+    """Return the clean images that the options name, with their labels, as the classifier takes them."""
+    path: Path = options.data
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             if not {"x", "y"} <= set(arrays):
                 raise ValueError(f"--data: got {path} with {sorted(arrays)}, expected arrays x and y")
-            return check_data(classifier, arrays["x"], arrays["y"])
-    x, y, classes = labelled_images(path, verbose=verbose)
+            return images_for(classifier, arrays["x"], arrays["y"])
+    nb_classes = classifier.nb_classes
+    x, y, classes = labelled_images(path, verbose=not options.quiet)
     if all(name.isdigit() for name in classes):
         y = np.array([int(name) for name in classes])[y]
     elif len(classes) != nb_classes:
         raise ValueError(f"--data: got {len(classes)} class folders, expected {nb_classes}, or folders named by number")
     if classifier.input_shape[0] == 1 and (x == x[:, :1]).all():
         x = np.ascontiguousarray(x[:, :1])
-    return check_data(classifier, x if x.dtype == np.uint8 else to_8bit(x, clip_values), y)
+    return images_for(classifier, x, y)

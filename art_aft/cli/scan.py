@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from art_aft.cli.options import add_model, read_model
+from art_aft.cli.options import add_model, open_model, read_images
+from art_aft.detection.base import Evidence
+from art_aft.detection.picture import scan_picture
 from art_aft.detection.report import ScanReport
 from art_aft.detection.scan import EFFORTS, BackdoorScan
-from art_aft.experiments.report import scan_picture
 from art_aft.experiments.victims import environment
+from art_aft.runtime.files import write_json
 
 STATUS = {"clean": 0, "infected": 1, "cannot tell": 2}
 
@@ -21,8 +24,8 @@ def add(commands: Any) -> None:
     """Add the command."""
     command = commands.add_parser(
         "scan",
-        help="say whether a model has a backdoor, and with which label, from a few clean images",
-        description="Look for a backdoor in a model. Exit status: 0 nothing found, 1 suspected, 2 could not tell.",
+        help="test a model for a backdoor from a few clean images, and name its target label",
+        description="Test a model for a backdoor. Exit status: 0 nothing found, 1 backdoor reported, 2 cannot tell.",
     )
     add_model(command)
     command.add_argument("--output", type=Path, help="where the report goes: OUTPUT.json and a picture, OUTPUT.png")
@@ -30,8 +33,8 @@ def add(commands: Any) -> None:
         "--effort",
         default="if_needed",
         choices=EFFORTS,
-        help="which signs are looked at: the last layer's weights alone, no more after the first alarm, the cheap, "
-        "the dear too where those raise no alarm, or all (default: %(default)s)",
+        help="which detectors run: the one of the last layer alone, cheapest first until one reports a backdoor, the "
+        "cheap ones, the expensive ones too where the cheap ones report nothing, or all (default: %(default)s)",
     )
     command.add_argument(
         "--reference",
@@ -39,7 +42,7 @@ def add(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="REPORT",
-        help="reports (OUTPUT.json) of models that are known to be clean, for the rate of false alarms",
+        help="reports (OUTPUT.json) of models that are known to be clean, for the false-alarm rate",
     )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -49,16 +52,14 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft scan`."""
     reference = [_score(path, options.effort) for path in options.reference]
-    classifier, x, y = read_model(options)
+    classifier = open_model(options).classifier
+    images = read_images(options, classifier)
     settings = {"effort": options.effort, "seed": options.seed, "verbose": not options.quiet}
-    report = BackdoorScan(classifier, reference=reference, **settings)(x, y)
+    report = BackdoorScan(classifier, reference=reference, **settings)(images)
     print(_text(report))
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        matrix = None if report.label_matrix is None else report.label_matrix.tolist()
-        facts = {**asdict(report), "label_matrix": matrix, "effort": options.effort, "n_images": len(x)}
-        text = json.dumps(facts | environment(), indent=2) + "\n"
-        options.output.with_name(options.output.name + ".json").write_text(text, encoding="utf-8")
+        facts = {**_facts(report), "effort": options.effort, "n_images": len(images)}
+        write_json(options.output.with_name(options.output.name + ".json"), facts | environment())
         try:
             scan_picture(report, options.output.with_name(options.output.name + ".png"))
         except ImportError:
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _score(path: Path, effort: str) -> float:
-    """Return the score of a report, which must have looked at the same signs."""
+    """Return the score of a report, which must be of the same effort."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -77,6 +78,18 @@ def _score(path: Path, effort: str) -> float:
     if facts.get("effort") != effort:
         raise ValueError(f"--reference: got {path} of effort {facts.get('effort')!r}, expected {effort!r}")
     return float(facts["score"])
+
+
+def _facts(report: ScanReport) -> dict[str, Any]:
+    """Return the report as values that JSON knows."""
+    matrix = None if report.label_matrix is None else report.label_matrix.tolist()
+    return {**asdict(report), "evidence": [*map(_row, report.evidence)], "label_matrix": matrix}
+
+
+def _row(evidence: Evidence) -> dict[str, Any]:
+    """Return the evidence as values that JSON knows; None stands for an infinite score, such as that of no trigger."""
+    scores = [score if math.isfinite(score) else None for score in evidence.scores]
+    return {**asdict(evidence), "score": evidence.score, "scores": scores}
 
 
 def _text(report: ScanReport) -> str:
@@ -89,9 +102,10 @@ def _text(report: ScanReport) -> str:
     lines[0] += f" ({report.seconds:.1f} seconds)"
     if report.false_alarm_rate is not None:
         lines.append(f"  score {report.score:.2f}, false-alarm rate {100 * report.false_alarm_rate:.0f} %")
-    for sign in sorted(report.signs, key=lambda sign: -sign.alarms):
-        what = f"shift by {sign.label}" if sign.relative else f"label {sign.label}"
+    for evidence in sorted(report.evidence, key=lambda each: -each.score):
+        what = f"shift by {evidence.label}" if evidence.shift else f"label {evidence.label}"
         lines.append(
-            f"  {sign.kind:<12} {sign.alarms:5.2f} of an alarm  {what}, ahead by {sign.strength:.2f}, {sign.where}"
+            f"  {evidence.detector:<18} {evidence.score:5.2f} of its threshold  {what}, "
+            f"statistic {evidence.statistic:.2f}, {evidence.details}"
         )
     return "\n".join(lines + [f"  note: {note}" for note in report.notes])

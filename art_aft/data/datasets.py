@@ -28,7 +28,8 @@ class Dataset:
     :param x_test: Test images.
     :param y_test: Their labels.
     :param nb_classes: The number of classes.
-    :param mirror: Whether a mirrored image keeps its class (not so for digits and traffic signs).
+    :param horizontal_flip: Whether an image that is flipped left to right keeps its class, which digits and traffic
+        signs do not.
     :param clip_values: The pixel range (low, high).
     """
 
@@ -38,7 +39,7 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
     nb_classes: int
-    mirror: bool
+    horizontal_flip: bool
     clip_values: tuple[float, float] = (0.0, 1.0)
 
     @property
@@ -61,7 +62,7 @@ def digits(*, seed: int = 0) -> Dataset:
     images = np.repeat(np.repeat(raw.images, 2, axis=1), 2, axis=2)[:, np.newaxis] / 16
     order = np.random.default_rng(check_integer("seed", seed, 0)).permutation(len(images))
     x, y = images.astype(np.float32)[order], raw.target.astype(np.int64)[order]
-    return Dataset("digits", x[:1200], y[:1200], x[1200:], y[1200:], nb_classes=10, mirror=False)
+    return Dataset("digits", x[:1200], y[:1200], x[1200:], y[1200:], nb_classes=10, horizontal_flip=False)
 
 
 def split_clean(y: np.ndarray, share: float, *, seed: int, stratify: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +72,7 @@ def split_clean(y: np.ndarray, share: float, *, seed: int, stratify: bool = Fals
     :param y: The training labels, as indices or one-hot.
     :param share: The defender's share of the set, in (0, 1); round(share * n) samples.
     :param seed: The seed of the choice.
-    :param stratify: Whether each class gives the same share (rounded). Else the choice is uniform, as in the paper.
+    :param stratify: Whether each class gives the same share (rounded). False is a uniform choice, as in the paper.
     :return: Two disjoint sorted index arrays: the defender's samples, and the rest.
     :raises ValueError: If `share` is out of range or leaves one part empty.
     """
@@ -87,18 +88,31 @@ def split_clean(y: np.ndarray, share: float, *, seed: int, stratify: bool = Fals
     return np.flatnonzero(is_clean), np.flatnonzero(~is_clean)
 
 
-# A mirrored traffic sign or digit is another one.
-NEVER_MIRRORED = ("digits", "gtsrb", "mnist", "svhn")
+#: Data sets of digits and traffic signs: flipped left to right, they become others.
+NEVER_FLIPPED = frozenset({"digits", "gtsrb", "mnist", "svhn"})
 
 
-def image_folders(path: str | Path, *, mirror: bool | None = None, verbose: bool = False) -> Dataset:
+def may_be_flipped(path: str | Path) -> bool:
+    """
+    Return whether images keep their class when they are flipped left to right, judged by the data set's name.
+
+    >>> may_be_flipped("/data/GTSRB"), may_be_flipped("/data/gtsrb-team/cifar10")
+    (False, True)
+
+    :param path: The data set's name or folder. Only the folder's own name counts, whole and in any case.
+    """
+    return Path(path).name.lower() not in NEVER_FLIPPED
+
+
+def image_folders(path: str | Path, *, horizontal_flip: bool | None = None, verbose: bool = False) -> Dataset:
     """
     Return a data set of image files in class folders: `<part>/<class>/<file>` or, in `<part>.zip`, `<class>/<file>`.
 
     The parts are `train` and `test`. A class's index is its place among the sorted folder names of `train`.
 
-    :param path: The folder that the two parts lie in; its name is the data set's.
-    :param mirror: Whether a mirrored image keeps its class. None is yes, except for traffic signs and digits.
+    :param path: The folder that contains the two parts. Its name is the data set's.
+    :param horizontal_flip: Whether an image that is flipped left to right keeps its class. None decides by the folder's
+        name, as `may_be_flipped`.
     :param verbose: Whether to show progress bars.
     :return: uint8 images with three channels, all of one size.
     :raises ValueError: If a part is missing or empty, images differ in size, or `test` has a class of its own.
@@ -116,8 +130,6 @@ def image_folders(path: str | Path, *, mirror: bool | None = None, verbose: bool
             f"path: got images of {x_train.shape[1:]} and of {x_test.shape[1:]} in {path}, expected one size"
         )
     index = {name: number for number, name in enumerate(classes)}
-    if mirror is None:
-        mirror = not any(name in path.name.lower() for name in NEVER_MIRRORED)
     return Dataset(
         path.name,
         x_train,
@@ -125,7 +137,7 @@ def image_folders(path: str | Path, *, mirror: bool | None = None, verbose: bool
         x_test,
         np.array([index[name] for name in names_test], dtype=np.int64),
         nb_classes=len(classes),
-        mirror=mirror,
+        horizontal_flip=may_be_flipped(path) if horizontal_flip is None else horizontal_flip,
     )
 
 
@@ -135,8 +147,8 @@ def labelled_images(path: str | Path, *, verbose: bool = False) -> tuple[np.ndar
 
     :param path: The folder or the zip.
     :param verbose: Whether to show a progress bar.
-    :return: uint8 images of shape (N, 3, H, W), their labels as indices, and the class names, sorted, which the
-        indices count.
+    :return: uint8 images of shape (N, 3, H, W), their labels as indices, and the sorted class names that the indices
+        refer to.
     :raises ValueError: If there is no image, or images differ in size.
     :raises ImportError: If Pillow is missing, which reads the files.
     """
@@ -190,15 +202,15 @@ def cifar10() -> Dataset:
     (x_train, y_train), (x_test, y_test), *_ = load_dataset("cifar10")
     images = [np.ascontiguousarray(np.moveaxis(np.rint(255 * x).astype(np.uint8), -1, 1)) for x in (x_train, x_test)]
     labels = [check_labels("y", y) for y in (y_train, y_test)]
-    return Dataset("cifar10", images[0], labels[0], images[1], labels[1], nb_classes=10, mirror=True)
+    return Dataset("cifar10", images[0], labels[0], images[1], labels[1], nb_classes=10, horizontal_flip=True)
 
 
 def load(name_or_path: str | Path, *, seed: int = 0, verbose: bool = False) -> Dataset:
     """
-    Return a data set by its name or its place.
+    Return a data set by its name or its folder.
 
     :param name_or_path: "digits", "cifar10" (through ART's loader), or the path of a folder as for `image_folders`.
-    :param seed: The seed of the split, for digits, which have none of their own.
+    :param seed: The seed of the split, for digits, which come without one.
     :param verbose: Whether to show progress bars.
     :raises ValueError: If it is neither a known name nor a folder.
     """

@@ -109,13 +109,6 @@ def chunks(x: np.ndarray) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def hold_out(x: np.ndarray, y: np.ndarray, size: int, seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Return images and labels in two parts: those that remain, and so many that are held out, drawn at random."""
-    order = np.random.default_rng(seed).permutation(len(x))
-    kept, held = order[size:], order[:size]
-    return (take(x, kept), y[kept]), (take(x, held), y[held])
-
-
 def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Return x[index], mapped to a file where `x` is."""
     if not isinstance(x, np.memmap):

@@ -1,12 +1,13 @@
 """
-Defences, one a file: each turns an infected classifier and a little clean data into a purified classifier.
+Defences, one a file: each turns an infected classifier and a few images into a purified classifier.
 
-A new file in this folder with a `Purification` under `@register(name)` is all that a new defence needs.
+A new file in this folder with a `Defence` under `@register(name)` is all that a new defence needs.
 """
 
 from art_aft.defences.aft import AdversarialFineTuning
+from art_aft.defences.aft_no_clean_data import AdversarialFineTuningWithoutCleanData
 from art_aft.defences.automatic import AccuracyLost, AutomaticFineTuning
-from art_aft.defences.base import DEFENCES, Purification, Tuning, register
+from art_aft.defences.base import DEFENCES, Defence, Run, register
 from art_aft.defences.fine_pruning import FinePruning
 from art_aft.defences.fine_tuning import FineTuning
 from art_aft.defences.nad import NeuralAttentionDistillation
@@ -15,6 +16,7 @@ from art_aft.defences.neural_cleanse_estimator import PyTorchNeuralCleanse
 from art_aft.defences.progressive_erasing import ProgressiveErasing
 from art_aft.defences.report import PurificationReport, Stage, Trial
 from art_aft.defences.trainer import AdversarialFineTuningTrainer
+from art_aft.defences.universal_aft import UniversalAdversarialFineTuning, UniversalPerturbations
 
 DEFENCES.discover(__name__, __path__)
 
@@ -23,17 +25,20 @@ __all__ = [
     "AccuracyLost",
     "AdversarialFineTuning",
     "AdversarialFineTuningTrainer",
+    "AdversarialFineTuningWithoutCleanData",
     "AutomaticFineTuning",
+    "Defence",
     "FinePruning",
     "FineTuning",
     "NeuralAttentionDistillation",
     "NeuralCleanse",
     "ProgressiveErasing",
-    "Purification",
     "PurificationReport",
     "PyTorchNeuralCleanse",
+    "Run",
     "Stage",
     "Trial",
-    "Tuning",
+    "UniversalAdversarialFineTuning",
+    "UniversalPerturbations",
     "register",
 ]

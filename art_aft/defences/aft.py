@@ -2,215 +2,211 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_clip_values, check_flag, check_integer, check_number
+from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers.classifier import clone
-from art_aft.data.loaders import hold_out, take
-from art_aft.defences.adversary import Adversary
-from art_aft.defences.base import Purification, register
-from art_aft.defences.early_stop import EarlyStop
-from art_aft.defences.presets import ADVERSARIAL_FINE_TUNING as PRESETS
-from art_aft.training.batch_norm import recalibrate_batch_norm
-from art_aft.training.batches import Augmentation, augmented_views
-from art_aft.training.checkpoints import BestEpoch
+from art_aft.data.images import Images
+from art_aft.defences.base import Defence, Run, register
+from art_aft.defences.report import PurificationReport
+from art_aft.runtime.random_state import isolated_rng, seed_for
+from art_aft.training.batches import Batches, Transform
 from art_aft.training.loop import fit
+
+#: Algorithm 1 as printed, with Stages 2 and 3 as the paper's WRN-16-1 is trained.
+PAPER: Mapping[str, Any] = {"batch_size": 64, "weight_decay": 1e-4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialFineTuningReport(PurificationReport):
+    """
+    What Adversarial Fine-Tuning did.
+
+    :param adversarial_classifier: The classifier after Stage 2; None before a call.
+    """
+
+    adversarial_classifier: PyTorchClassifier | None = None
 
 
 @register("aft")
-@dataclass(eq=False, repr=False)
-class AdversarialFineTuning(Adversary, Purification):
+class AdversarialFineTuning(Defence):
     """
     Remove a backdoor by fine-tuning on the infected model's own adversarial examples.
 
-    An infected model's untargeted adversarial examples behave like triggered images: they light up the same
-    features and tend to fall on the attacker's label. To learn their true labels is to forget the backdoor, and
-    needs no trigger.
+    An infected model's untargeted adversarial examples behave like triggered images: they excite the same features and
+    tend to fall on the target label. A model that learns their true labels forgets the backdoor. No trigger is needed.
 
-    After a call, `adversarial_classifier` is the classifier as it was after Stage 2, `radius` the ball's, and with
-    `n_looks`, `stopped_after` the number of steps after which Stage 2 ended. A function `on_step(stage, step)` that is
-    put on it is called after each step.
+    `AdversarialFineTuning(classifier, **PAPER)` is Algorithm 1 as printed. The paper leaves most numbers open.
 
-    | Paper link: https://arxiv.org/abs/2202.06312 (Algorithm 1; the paper leaves most numbers open)
+    | Paper link: https://arxiv.org/abs/2202.06312 (Algorithm 1)
 
     :param classifier: The classifier that may be infected.
-
-    Stage 1 has the settings of `Adversary`. Stages 2 and 3, beside those of `Tuning` (the paper's WRN-16-1:
-    `batch_size` 64, `weight_decay` 1e-4):
-
+    :param attack: Stage 1: any of ART's evasion attacks, untargeted. It attacks the classifier that is purified,
+        whatever estimator it was built with. None is `TorchAttacksPGD` with its defaults.
+    :param regenerate: When Stage 1 runs: "once", on the infected model (Algorithm 1), or for every "batch" of Stage 2,
+        on the model as it is then (the authors' later code).
     :param nb_epochs: Passes over the adversarial examples, Stage 2.
-    :param clean_epochs: Passes over the clean images, Stage 3; 0 leaves it out, as the paper does without clean data.
-    :param clean_share: The share of each Stage 2 batch that is clean; 0 is eq. (7).
-    :param distillation: The temperature at which those clean images are taught what the infected model says of them,
-        not their labels, as far as a copy agrees that Stage 2 was tried on with labels; 0 is their labels.
-    :param label_epochs: With `distillation`, passes over the adversarial examples that make that copy.
-    :param recalibrate_bn: Whether batch normalisation's statistics are recomputed on the clean images after each stage.
-    :param held_out: The share of the clean set, up to 0.9, that each stage's best epoch is chosen on; 0 takes the last.
-    :param n_looks: How often Stage 2 is judged by the given images, but for its first quarter, for an early end where
-        they are the poisoned training set: it ends with the weights of the best look (see `EarlyStop`); 0 is no look.
+    :param clean_epochs: Passes over the clean images, Stage 3; 0 leaves the stage out.
+    :param batch_size: Images a step.
+    :param learning_rate: The rate of a new SGD optimizer; None continues with the classifier's own optimizer.
+    :param momentum: SGD's momentum.
+    :param weight_decay: SGD's weight decay.
+    :param padding: Random crops in Stages 2 and 3, after padding by this many pixels; 0 is none.
+    :param horizontal_flip: Whether to flip half of the images there. Wrong for digits, letters and traffic signs.
+    :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
+    :param seed: The seed of everything random.
+    :param verbose: Whether to show progress bars.
     :raises ValueError: If a setting is out of its range.
-    :raises TypeError: If a setting is of the wrong type.
-
-    Presets: "paper", Algorithm 1 as printed, with Stages 2 and 3 as WRN-16-1 is trained; "shared", one perturbation a
-    label in an L2 ball, half of each batch clean, no Stage 3; "distilled", that and then again, with the clean
-    half taught by the infected model and its result, which is more accurate; "mixed", that with half of the
-    perturbations sparse, and three quarters towards the suspected label, if there is one, which removes more at lower
-    rates; "no_clean_data", for the poisoned training set: cropped and mirrored before Stage 1, no Stage 3, and an early
-    end.
+    :raises TypeError: If a setting is of another type.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER}
 
-    classifier: PyTorchClassifier
-    _: KW_ONLY
-    clean_epochs: int = 10
-    clean_share: float = 0.0
-    distillation: float = 0.0
-    label_epochs: int = 10
-    recalibrate_bn: bool = False
-    held_out: float = 0.0
-    n_looks: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.on_step: Callable[[int, int], None] | None = None
-        self.stopped_after: int | None = None
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        attack: EvasionAttack | None = None,
+        *,
+        regenerate: str = "once",
+        nb_epochs: int = 10,
+        clean_epochs: int = 10,
+        batch_size: int = 128,
+        learning_rate: float | None = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        padding: int = 4,
+        horizontal_flip: bool = True,
+        precision: str = "auto",
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            classifier,
+            attack=attack,
+            regenerate=regenerate,
+            nb_epochs=nb_epochs,
+            clean_epochs=clean_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            padding=padding,
+            horizontal_flip=horizontal_flip,
+            precision=precision,
+            seed=seed,
+            verbose=verbose,
+        )
 
     def _check_params(self) -> None:
         super()._check_params()
+        check_attack("attack", self.attack)
+        check_choice("regenerate", self.regenerate, ("once", "batch"))
         check_integer("clean_epochs", self.clean_epochs, 0)
-        check_number("clean_share", self.clean_share, minimum=0.0, maximum=1.0)
-        check_number("distillation", self.distillation, minimum=0.0)
-        check_integer("label_epochs", self.label_epochs, 0)
-        check_flag("recalibrate_bn", self.recalibrate_bn)
-        check_number("held_out", self.held_out, minimum=0.0, maximum=0.9)
-        check_integer("n_looks", self.n_looks, 0)
-        if self.distillation and not self.clean_share:
-            raise ValueError(f"distillation: got {self.distillation:g} without clean images (clean_share), expected 0")
-        if self.n_looks and self.held_out:
-            raise ValueError(f"n_looks: got {self.n_looks} with held_out {self.held_out:g}, expected one of the two")
 
-    def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Mapping[str, Any]:
-        held_out = None
-        if size := round(self.held_out * len(x)):
-            (x, y), held_out = hold_out(x, y, size, self.seed)
-        if self.augment_first and not self._fresh_views:
-            clip_values = check_clip_values("clip_values", classifier.clip_values)
-            augmentation = Augmentation(self.padding, self.mirror, clip_values[0], classifier.channels_first)
-            x = augmented_views(x, augmentation, self.n_views, clip_values, self._stream(1))
-            y = np.tile(y, self.n_views)
+    def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> AdversarialFineTuningReport:
+        attack = attack_on(classifier, self.attack, self)
 
-        # Stage 1: adversarial examples x~ of the infected model, each with the true label of its image.
-        x_source, y_source = self._attacked_images(classifier, x, y)
-        with self._stage("Stage 1"):
-            x_adversarial = self._attack_infected(classifier, x_source, y_source)
-        teachers = self._teachers(classifier, x_adversarial, y_source, x_source) if self.distillation else []
+        # Stage 1: adversarial examples x~ of the infected model, each with the true label of its image, eq. (6).
+        with run.stage("Stage 1"):
+            adversarial = (
+                images if self.regenerate == "batch" else generate(attack, images, seed_for(self.seed, "attack", 0))
+            )
 
         # Stage 2: fine-tune the infected model on (x~, y), eq. (7).
-        with self._stage("Stage 2") as told:
-            self._fine_tune(classifier, x_adversarial, y_source, self.nb_epochs, 2, held_out, told, x_source, teachers)
-        self.adversarial_classifier = clone(classifier)
+        with run.stage("Stage 2"):
+            again = _regenerating(attack, images, self.seed) if self.regenerate == "batch" else None
+            self._fine_tune(classifier, adversarial, self.nb_epochs, "stage 2", run, again)
+        adversarial_classifier = clone(classifier)
 
         # Stage 3, optional: fine-tune on (x, y) to win accuracy back, eq. (8).
-        with self._stage("Stage 3") as told:
-            self._fine_tune(classifier, x, y, self.clean_epochs, 3, held_out, told)
-        return {"chosen": {"eps": self.radius} | ({"steps": self.stopped_after} if self.n_looks else {})}
-
-    def _teachers(
-        self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, x_clean: np.ndarray
-    ) -> list[PyTorchClassifier]:
-        """Return the infected model, which knows more than labels tell, and a copy that lacks its backdoor."""
-        infected, purified = clone(classifier), clone(classifier)
-        with self._stage("Stage 2 on labels"):
-            self._fine_tune(purified, x, y, self.label_epochs, 2, None, None, x_clean)
-        purified.model.eval()
-        return [infected, purified]
+        with run.stage("Stage 3"):
+            self._fine_tune(classifier, images, self.clean_epochs, "stage 3", run)
+        return AdversarialFineTuningReport(adversarial_classifier=adversarial_classifier)
 
     def _fine_tune(
         self,
         classifier: PyTorchClassifier,
-        x: np.ndarray,
-        y: np.ndarray,
+        images: Images,
         nb_epochs: int,
-        stage: int,
-        held_out: tuple[np.ndarray, np.ndarray] | None,
-        accuracies: list[float] | None,
-        x_clean: np.ndarray | None = None,
-        teachers: Sequence[PyTorchClassifier] = (),
+        stage: str,
+        run: Run,
+        transform: Transform | None = None,
     ) -> None:
-        """
-        Fine-tune in place on (x, y), with what the settings add to the plain stage; `x_clean` belongs to Stage 2.
+        recipe = self._recipe(nb_epochs=nb_epochs, seed=seed_for(self.seed, stage))
+        batches = Batches(images, recipe, classifier.device, transform=transform)
+        title = stage.capitalize()
+        fit(classifier, batches, recipe, callbacks=run.callbacks, verbose=self.verbose, description=title)
 
-        Without `accuracies` nobody looks on: neither for an early end nor for `on_step`.
-        """
-        if nb_epochs == 0:
-            return
-        adversarial = x_clean is not None
-        best = BestEpoch(classifier, held_out, self.batch_size) if held_out else None
-        watched = accuracies is not None
-        looks = adversarial and watched and self.n_looks
-        stop = self._early_stop(classifier, cast(np.ndarray, x_clean), y) if looks else None
-        total = self._steps(len(x), nb_epochs)
-        every = total // max(self.n_looks, 1) or 1
-        turns, steps = itertools.count(1), itertools.count(1)
-        clip_values = check_clip_values("clip_values", classifier.clip_values)
-        known = adversarial and self._only_added
-        shared = torch.from_numpy(cast(np.ndarray, self.perturbations)).to(classifier.device) if known else None
 
-        def each_epoch(epoch: int) -> np.ndarray | None:
-            # The first epoch has its examples already: at its start the current model is the infected one.
-            return self._adversarial_examples(classifier, cast(np.ndarray, x_clean), y, next(turns)) if epoch else None
+def check_attack(name: str, attack: Any) -> None:
+    """
+    Check that an attack can be Stage 1.
 
-        def each_batch(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            if shared is not None:
-                # On the device, where the images are already.
-                towards = self._elsewhere(labels, classifier.nb_classes, next(turns))
-                return self._perturbed(images, shared[towards], clip_values), labels
-            x_batch, y_batch = images.cpu().numpy(), labels.cpu().numpy()
-            adversarial = self._adversarial_examples(classifier, x_batch, y_batch, next(turns))
-            return torch.from_numpy(adversarial).to(images.device), labels
+    :param name: The argument's name.
+    :param attack: What should be one of ART's evasion attacks, untargeted, or None.
+    :raises TypeError: If it is something else.
+    :raises ValueError: If it is targeted.
+    """
+    if attack is not None and not isinstance(attack, EvasionAttack):
+        raise TypeError(f"{name}: got {type(attack).__name__}, expected one of ART's evasion attacks or None")
+    if getattr(attack, "targeted", False):
+        raise ValueError(f"{name}: got a targeted attack, expected an untargeted one")
 
-        def after_step() -> None:
-            step = next(steps)
-            # In the first steps all labels come and go.
-            if stop and step % every == 0 and 4 * step > total:
-                stop.look(step)
-            if self.on_step:
-                self.on_step(stage, step)
 
-        online = adversarial and self._made_in_batches
-        redrawn = self.regenerate == "epoch" or self.adversary == "shared"
-        fit(
-            classifier,
-            x,
-            y,
-            self._recipe(nb_epochs, stage, augmented=self._fresh_views or not self.augment_first),
-            each_epoch=each_epoch if adversarial and redrawn and not online else None,
-            each_batch=each_batch if online else None,
-            clean=(cast(np.ndarray, x_clean), self.clean_share) if adversarial and self.clean_share else None,
-            teachers=(teachers, self.distillation) if teachers else None,
-            after_step=after_step if stop or (watched and self.on_step) else None,
-            after_epoch=best,
-            in_range=self.clip,
-            verbose=self.verbose,
-            description=f"Stage {stage}",
-        )
-        if best and accuracies is not None:
-            best.restore()
-            accuracies += best.accuracies
-        if stop:
-            self.stopped_after = stop.restore()
-        if self.recalibrate_bn:
-            recalibrate_batch_norm(classifier, x if x_clean is None else x_clean, batch_size=self.batch_size)
+def attack_on(classifier: PyTorchClassifier, attack: EvasionAttack | None, settings: Any) -> EvasionAttack:
+    """
+    Return Stage 1's attack on the classifier that is purified; the given one stays as it is.
 
-    def _early_stop(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, count: int = 2000) -> EarlyStop:
-        """Return the judge of Stage 2, with some of the images at random."""
-        looked_at = np.random.default_rng(self._stream(6)).permutation(len(x))[:count]
-        return EarlyStop(classifier, take(x, looked_at), y[looked_at])
+    :param classifier: The classifier.
+    :param attack: The attack, on whatever estimator; None is `TorchAttacksPGD` with its defaults.
+    :param settings: Whose precision, seed and verbosity the default attack has.
+    """
+    if attack is None:
+        seed = seed_for(settings.seed, "attack", 0)
+        return TorchAttacksPGD(classifier, precision=settings.precision, seed=seed, verbose=settings.verbose)
+    moved = copy.copy(attack)
+    moved._estimator = classifier
+    # ART's ProjectedGradientDescent does its work through an attack inside, AutoAttack through several.
+    for name, value in vars(attack).items():
+        if isinstance(value, EvasionAttack):
+            setattr(moved, name, attack_on(classifier, value, settings))
+        elif isinstance(value, (list, tuple)) and any(isinstance(inner, EvasionAttack) for inner in value):
+            setattr(moved, name, [attack_on(classifier, inner, settings) for inner in value])
+    return moved
+
+
+def generate(attack: EvasionAttack, images: Images, seed: int) -> Images:
+    """
+    Return adversarial examples under the true labels of their images.
+
+    :param attack: The attack, from `attack_on`. One that is not of this package gets float32 pixels and one-hot labels.
+    :param images: The images, with labels.
+    :param seed: The seed of everything random in it; ART's own attacks draw from the global generators.
+    """
+    if isinstance(attack, TorchAttacksPGD):
+        attack.seed = seed
+        return replace(images, pixels=attack.generate(images))
+    one_hot = np.eye(attack.estimator.nb_classes, dtype=np.float32)[images.labels]
+    with isolated_rng(seed):
+        return replace(images, pixels=attack.generate(images.floats(), one_hot).astype(np.float32))
+
+
+def _regenerating(attack: EvasionAttack, images: Images, seed: int) -> Transform:
+    """Return what makes adversarial examples of each batch, of the model as it is then."""
+    turns = itertools.count(1)
+
+    def transform(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = replace(images, pixels=x.cpu().numpy(), labels=y.cpu().numpy())
+        return torch.from_numpy(generate(attack, batch, seed_for(seed, "attack", next(turns))).pixels).to(x.device), y
+
+    return transform

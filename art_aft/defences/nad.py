@@ -1,10 +1,9 @@
-"""Neural Attention Distillation: a fine-tuned teacher shows the infected student where to look."""
+"""Neural Attention Distillation: the infected model learns the attention of a fine-tuned copy of itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,79 +13,96 @@ from art.estimators.classification import PyTorchClassifier
 from art_aft.checks import check_clip_values, check_integer, check_number
 from art_aft.classifiers.classifier import clone
 from art_aft.classifiers.pixel_module import borrow
+from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
-from art_aft.defences.base import NAD_RELEASE, Purification, Tuning, register
+from art_aft.defences.base import NAD_RELEASE, Defence, Run, register
+from art_aft.runtime.random_state import seed_for
+from art_aft.training.batches import Batch, Batches
 from art_aft.training.loop import fit
+from art_aft.training.losses import Loss
 
-
-def attention_map(maps: torch.Tensor, power: float = 2.0) -> torch.Tensor:
-    """
-    Return where a layer looks: the sum over channels of |F|^p, scaled to length 1.
-
-    :param maps: Feature maps F of shape (N, C, h, w).
-    :param power: The exponent p.
-    :return: float32 of shape (N, h * w).
-    """
-    attention = maps.float().abs().pow(power).sum(dim=1).flatten(1)
-    return attention / (attention.norm(dim=1, keepdim=True) + 1e-6)
-
-
-class DistillationLoss(torch.nn.Module):
-    """
-    A classifier's own loss, and the mean squared difference of student's and teacher's attention, layer by layer.
-
-    :param loss: The loss on logits and label indices.
-    :param betas: The weight of each layer.
-    :param power: The exponent of `attention_map`.
-    """
-
-    def __init__(self, loss: torch.nn.Module, betas: Sequence[float], power: float) -> None:
-        super().__init__()
-        self.loss, self.betas, self.power = loss, betas, power
-        #: What the two networks' layers put out for the batch at hand.
-        self.student: dict[str, torch.Tensor] = {}
-        self.teacher: dict[str, torch.Tensor] = {}
-
-    def forward(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the loss of one batch; the maps must have been filled in before."""
-        total = self.loss(logits, y)
-        for beta, name in zip(self.betas, self.student, strict=True):
-            ours, theirs = (attention_map(maps[name], self.power) for maps in (self.student, self.teacher))
-            total = total + beta * (ours - theirs).square().mean()
-        return total
+#: The release's student on WRN-16-1: rate 0.1 for two epochs, then 0.01, 20 epochs.
+PAPER: Mapping[str, Any] = {**NAD_RELEASE, "nb_epochs": 20}
 
 
 @register("nad")
-@dataclass(eq=False, repr=False)
-class NeuralAttentionDistillation(Tuning, Purification):
+class NeuralAttentionDistillation(Defence):
     """
-    Fine-tune a copy of the infected model: the teacher. Then fine-tune the infected model itself on the same images
-    while its layers' attention is drawn to the teacher's.
+    Fine-tune the infected model while its attention is pulled to that of a teacher.
+
+    The teacher is a copy of the infected model that was fine-tuned on the same images first. All settings of
+    fine-tuning but the number of epochs are those of both.
 
     | Paper link: https://arxiv.org/abs/2101.05930
 
-    Preset "paper": the release's student on WRN-16-1, rate 0.1 for two epochs and then 0.01, 20 epochs.
-
     :param classifier: The classifier that may be infected.
-    :param layers: The names, as in `named_modules`, of the layers whose attention counts. None takes, of the last
-        three sizes of feature maps, the last block of each: for WRN-16-1 its three groups, for PreActResNet-18 groups
-        2 to 4.
-    :param betas: The weight of each layer; of layers that None found, fewer may be there, and take the last ones.
-    :param power: The exponent of the attention maps.
+    :param layers: The layers whose attention is compared, by their names in `named_modules`. None takes, of the last
+        three sizes of feature maps, the last block of each: the three groups of WRN-16-1, groups 2 to 4 of
+        PreActResNet-18.
+    :param betas: The weight of each layer. If None finds fewer layers than there are weights, they have the last ones.
+    :param power: The exponent p of the attention maps, above 0.
     :param teacher_epochs: Passes over the clean data for the teacher.
     :param nb_epochs: Passes over the clean data for the student.
-
-    All other settings are those of `Tuning`, for both.
+    :param batch_size: Images a step.
+    :param learning_rate: The (peak) rate of a new SGD optimizer; None continues with the classifier's own optimizer.
+    :param momentum: SGD's momentum.
+    :param weight_decay: SGD's weight decay.
+    :param nesterov: Whether the momentum is Nesterov's.
+    :param schedule: The learning rate over the steps: "constant", "cosine" or "one_cycle".
+    :param milestones: Pairs (epoch, learning rate), from 0: that rate from that epoch on.
+    :param padding: Random crops after padding by this many pixels; 0 is none.
+    :param horizontal_flip: Whether to flip half of the images. Wrong for digits, letters and traffic signs.
+    :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
+    :param seed: The seed of everything random.
+    :param verbose: Whether to show progress bars.
+    :raises ValueError: If a setting is out of its range.
+    :raises TypeError: If a setting is of another type.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {**NAD_RELEASE, "nb_epochs": 20}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER}
 
-    classifier: PyTorchClassifier
-    _: KW_ONLY
-    layers: tuple[str, ...] | None = None
-    betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
-    power: float = 2.0
-    teacher_epochs: int = 10
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        layers: tuple[str, ...] | None = None,
+        betas: tuple[float, ...] = (500.0, 1000.0, 1000.0),
+        power: float = 2.0,
+        teacher_epochs: int = 10,
+        nb_epochs: int = 10,
+        batch_size: int = 128,
+        learning_rate: float | None = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        nesterov: bool = False,
+        schedule: str = "constant",
+        milestones: tuple[tuple[int, float], ...] = (),
+        padding: int = 4,
+        horizontal_flip: bool = True,
+        precision: str = "auto",
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            classifier,
+            layers=layers,
+            betas=betas,
+            power=power,
+            teacher_epochs=teacher_epochs,
+            nb_epochs=nb_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            schedule=schedule,
+            milestones=milestones,
+            padding=padding,
+            horizontal_flip=horizontal_flip,
+            precision=precision,
+            seed=seed,
+            verbose=verbose,
+        )
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -104,35 +120,83 @@ class NeuralAttentionDistillation(Tuning, Purification):
         if not self.betas:
             raise ValueError("betas: got none, expected one a layer")
 
-    def _purify(self, classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> None:
-        layers = attention_layers(classifier, x, self.layers, len(self.betas))
+    def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> None:
+        layers = attention_layers(classifier, images.pixels, self.layers, len(self.betas))
         teacher = clone(classifier)
-        self._fine_tune(teacher, x, y, self.teacher_epochs, 1, "Teacher")
+        self._fine_tune(teacher, images, self.teacher_epochs, "teacher", run)
         teacher.model.eval().requires_grad_(False)
-        loss = DistillationLoss(classifier.loss, self.betas[-len(layers) :], self.power)
+        loss = AttentionLoss(classifier.loss, self.betas[-len(layers) :], self.power)
         with _watching(classifier, teacher, layers, loss):
-            self._fine_tune(classifier, x, y, self.nb_epochs, 2, "Student", loss)
+            self._fine_tune(classifier, images, self.nb_epochs, "student", run, loss)
 
     def _fine_tune(
         self,
         classifier: PyTorchClassifier,
-        x: np.ndarray,
-        y: np.ndarray,
+        images: Images,
         nb_epochs: int,
-        stream: int,
-        description: str,
-        loss: torch.nn.Module | None = None,
+        stream: str,
+        run: Run,
+        loss: Loss | None = None,
     ) -> None:
-        recipe = self._recipe(nb_epochs, stream)
-        with self._stage(description):
-            fit(classifier, x, y, recipe, loss=loss, verbose=self.verbose, description=description)
+        recipe, name = self._recipe(nb_epochs=nb_epochs, seed=seed_for(self.seed, stream)), stream.capitalize()
+        with run.stage(name):
+            batches = Batches(images, recipe, classifier.device)
+            fit(
+                classifier,
+                batches,
+                recipe,
+                loss=loss,
+                callbacks=run.callbacks,
+                verbose=self.verbose,
+                description=name,
+            )
+
+
+def attention_map(maps: torch.Tensor, power: float = 2.0) -> torch.Tensor:
+    """
+    Return the attention of a layer: the sum over channels of |F|^p, scaled to length 1.
+
+    >>> import torch
+    >>> attention_map(torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]]), power=1.0)
+    tensor([[0.8321, 0.5547]])
+
+    :param maps: Feature maps F of shape (N, C, h, w).
+    :param power: The exponent p.
+    :return: float32 of shape (N, h * w).
+    """
+    attention = maps.float().abs().pow(power).sum(dim=1).flatten(1)
+    return attention / (attention.norm(dim=1, keepdim=True) + 1e-6)
+
+
+class AttentionLoss(torch.nn.Module):
+    """
+    The classifier's own loss, plus the weighted mean squared difference of student's and teacher's attention maps.
+
+    :param loss: torch's loss on logits and label indices.
+    :param betas: The weight of each layer.
+    :param power: The exponent of `attention_map`.
+    """
+
+    def __init__(self, loss: torch.nn.Module, betas: Sequence[float], power: float) -> None:
+        super().__init__()
+        self.loss, self.betas, self.power = loss, betas, power
+        #: Each layer's output for the batch at hand; filled in before the loss is called.
+        self.student: dict[str, torch.Tensor] = {}
+        self.teacher: dict[str, torch.Tensor] = {}
+
+    def forward(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        total = self.loss(logits, batch.y)
+        for beta, name in zip(self.betas, self.student, strict=True):
+            ours, theirs = (attention_map(maps[name], self.power) for maps in (self.student, self.teacher))
+            total = total + beta * (ours - theirs).square().mean()
+        return total
 
 
 @contextmanager
 def _watching(
-    student: PyTorchClassifier, teacher: PyTorchClassifier, layers: Sequence[str], loss: DistillationLoss
+    student: PyTorchClassifier, teacher: PyTorchClassifier, layers: Sequence[str], loss: AttentionLoss
 ) -> Iterator[None]:
-    """Have every batch that enters the student run through the teacher too, and both fill in their maps."""
+    """Run each batch that enters the student through the teacher, too, and hand the loss both networks' maps."""
     parts = dict(student.model.named_modules()), dict(teacher.model.named_modules())
     maps = loss.student, loss.teacher
 
@@ -164,28 +228,47 @@ def attention_layers(
     Return the names of the layers whose attention is distilled, in the order in which they run.
 
     :param classifier: The classifier.
-    :param x: A few images of shape (N, *input_shape).
-    :param layers: Names to check; None finds them: of the last `count` sizes of feature maps, the outermost block
-        with a convolution inside that ends last.
-    :param count: How many at most.
-    :raises ValueError: If there is none, or a given one does not put out maps of more than one position.
+    :param x: A few checked images of shape (N, *input_shape), float32 or uint8.
+    :param layers: Names to check. None finds them: for each of the last `count` sizes of feature maps, the outermost
+        block with a convolution inside that ends last.
+    :param count: The most layers that None finds.
+    :raises ValueError: If there is none, or a given one does not return maps of more than one position.
     """
-    found: dict[str, tuple[int, ...]] = {}
     parts = dict(classifier.model.named_modules())
+    if layers is not None:
+        found = _map_sizes(classifier, x, {name: parts[name] for name in layers})
+        for name in layers:
+            if np.prod(found.get(name, ())) <= 1:
+                size = found.get(name)
+                raise ValueError(f"layers: got {name!r} with maps of size {size}, expected several positions")
+        return list(layers)
     blocks = {
         name: part
         for name, part in parts.items()
         if name and any(isinstance(inner, torch.nn.Conv2d) for inner in part.modules())
     }
-    watched = blocks if layers is None else {name: parts[name] for name in layers}
+    found = _map_sizes(classifier, x, blocks)
+    # A later block of the same size replaces an earlier one; a block ends after the parts inside it.
+    last = {size: name for name, size in found.items() if np.prod(size) > 1}
+    ends = list(found)
+    names = sorted(last.values(), key=ends.index)[-count:]
+    if not names:
+        raise ValueError("layers: found no feature maps of more than one position, expected their names")
+    return names
+
+
+def _map_sizes(
+    classifier: PyTorchClassifier, x: np.ndarray, parts: Mapping[str, torch.nn.Module]
+) -> dict[str, tuple[int, ...]]:
+    """Return height and width of each part's output, () where it is no feature map, in the order in which they end."""
+    found: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, output: Any) -> None:
-        found.pop(name, None)  # a part that runs twice counts as late as it ends
+        found.pop(name, None)  # a part that runs twice ends with its second run
         found[name] = tuple(output.shape[2:]) if torch.is_tensor(output) and output.ndim == 4 else ()
 
     hooks = [
-        part.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-        for name, part in watched.items()
+        part.register_forward_hook(lambda _, __, output, name=name: note(name, output)) for name, part in parts.items()
     ]
     clip_values = check_clip_values("clip_values", classifier.clip_values)
     try:
@@ -195,15 +278,4 @@ def attention_layers(
     finally:
         for hook in hooks:
             hook.remove()
-    if layers is not None:
-        for name in layers:
-            if np.prod(found.get(name, ())) <= 1:
-                raise ValueError(f"layers: {name!r} puts out {found.get(name)}, expected maps of several positions")
-        return list(layers)
-    # A later block of the same size takes the place of an earlier one; a block ends after the parts inside it.
-    last = {size: name for name, size in found.items() if np.prod(size) > 1}
-    ends = list(found)
-    names = sorted(last.values(), key=ends.index)[-count:]
-    if not names:
-        raise ValueError("layers: found no feature maps of more than one position, expected their names")
-    return names
+    return found

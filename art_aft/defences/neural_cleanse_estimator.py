@@ -1,4 +1,4 @@
-"""Neural Cleanse behind the interface that ART's has for Keras: a classifier with `mitigate`, and abstention."""
+"""Neural Cleanse behind ART's own interface, which ART has for Keras only: a classifier with `mitigate`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.poison_mitigation.neural_cleanse.neural_cleanse import NeuralCleanseMixin
 
-from art_aft.adversarial.inversion import InversionRecipe, Triggers, invert_triggers
-from art_aft.checks import check_choice, check_clip_values, check_integer, check_labels, check_number
-from art_aft.classifiers.classifier import check_classifier, check_data, clone, predict_labels
+from art_aft.adversarial.inversion import invert_triggers
+from art_aft.adversarial.inversion_recipe import InversionRecipe
+from art_aft.checks import check_choice, check_integer, check_labels, check_number
+from art_aft.classifiers.classifier import check_classifier, clone, images_for, predict_labels
 from art_aft.classifiers.layers import Head
-from art_aft.data.pixels import to_float
-from art_aft.defences.neural_cleanse import Detection, excited_channels, prune, unlearn
+from art_aft.data.images import Images
+from art_aft.defences.found_triggers import Detection, excited_channels, prune, unlearn
 from art_aft.runtime.random_state import isolated_rng
-from art_aft.training.loop import Recipe
+from art_aft.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-MITIGATIONS = ("unlearning", "pruning", "filtering")
 _SEARCH = ("steps", "init_cost", "norm", "learning_rate", "attack_success_threshold", "patience", "early_stop")
 SETTINGS = (*_SEARCH, "early_stop_threshold", "early_stop_patience", "cost_multiplier", "batch_size")
 
@@ -29,12 +29,12 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
     """
     A PyTorch classifier with ART's interface for Neural Cleanse, which ART itself has for Keras only.
 
-    What ART's mixin gets wrong is put right: the cost of the mask can grow; there is one mask for all channels, and
-    every label's search starts afresh; a median deviation of zero is no error; found triggers are stamped on images of
-    other classes under their true labels, so that unlearning unlearns; pruning stops once the trigger works no more;
-    filtering compares with a quantile of clean activations. All labels' triggers are searched for together.
+    It corrects ART's mixin. The cost of the mask can grow. There is one mask for all channels. Every label's search
+    starts anew. A median deviation of zero is no error. Unlearning stamps found triggers on images of other classes,
+    which keep their true labels. Pruning stops once the trigger no longer works. Filtering compares with a quantile of
+    clean activations. The triggers of all labels are searched together.
 
-    `detection` tells what the last search found.
+    `detection` is what the last search found.
 
     | Paper link: https://people.cs.uchicago.edu/~ravenben/publications/pdf/backdoor-sp19.pdf
 
@@ -43,18 +43,18 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
     :param init_cost: The weight of the mask's norm, once the trigger works.
     :param norm: The mask's norm, 1 or 2.
     :param learning_rate: Adam's rate.
-    :param attack_success_threshold: The share of images that a working trigger carries over.
+    :param attack_success_threshold: The share of images, in (0, 1], that a working trigger leads to its label.
     :param patience: Steps of success (or failure) in a row before the cost rises (or falls).
-    :param early_stop: Whether to stop when the masks shrink no more.
+    :param early_stop: Whether to stop when the masks no longer shrink.
     :param early_stop_threshold: A norm above this share of the best one is no improvement.
     :param early_stop_patience: Steps without improvement before the end.
-    :param cost_multiplier: What the cost is multiplied by; it falls by this to the power 1.5.
-    :param batch_size: Images at a time, of every class.
+    :param cost_multiplier: The factor by which the cost rises; it falls by this factor to the power 1.5.
+    :param batch_size: Images of every class at a time.
     :param images_per_step: Images a step.
-    :param classes_at_once: How many classes' triggers share a batch; None is as many as memory allows.
+    :param classes_at_once: Number of classes whose triggers share a batch; None is as many as memory allows.
     :param anomaly_threshold: The anomaly index above which a small trigger is suspicious.
     :param largest_suspect: The largest suspicious norm, as a share of the median norm, in (0, 1].
-    :param stamped_share: The share of the images, in (0, 1], that are stamped for unlearning.
+    :param stamped_share: The share of the images, in (0, 1], that get a found trigger for unlearning.
     :param recipe: How unlearning trains; None is ten epochs at rate 0.01.
     :param filter_quantile: The quantile of clean activations, in [0, 1], above which filtering abstains.
     :param precision: "auto", "float32" or "bfloat16".
@@ -108,15 +108,13 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
             **settings,
         )
         self.cost_multiplier = cost_multiplier
-        self.images_per_step = images_per_step
-        self.classes_at_once = classes_at_once
+        self.images_per_step, self.classes_at_once = images_per_step, classes_at_once
         self.anomaly_threshold = check_number("anomaly_threshold", anomaly_threshold)
         self.largest_suspect = check_number("largest_suspect", largest_suspect, minimum=0.0, maximum=1.0, above=True)
         self.stamped_share = check_number("stamped_share", stamped_share, minimum=0.0, maximum=1.0, above=True)
         self.filter_quantile = check_number("filter_quantile", filter_quantile, minimum=0.0, maximum=1.0)
-        self.precision = precision
+        self.precision, self.verbose = precision, verbose
         self.seed = check_integer("seed", seed, 0)
-        self.verbose = verbose
         self.recipe = recipe or Recipe(seed=seed, precision=precision)
         self.detection: Detection | None = None
         self._inversion()
@@ -183,8 +181,8 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         :return: The mask, with values in (0, 1), one for all channels, and the pattern, in `clip_values`.
         """
         label = check_labels("y_target", np.atleast_2d(y_target), nb_classes=self.nb_classes)
-        x, _ = check_data(self, x_val, y_val)
-        triggers = invert_triggers(self, x, self._inversion(), labels=label.tolist(), verbose=self.verbose)
+        images = images_for(self, x_val, y_val)
+        triggers = invert_triggers(self, images, self._inversion(), labels=label.tolist(), verbose=self.verbose)
         return triggers.masks[0], triggers.patterns[0]
 
     def outlier_detection(self, x_val: np.ndarray, y_val: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -195,10 +193,14 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         :param y_val: Their labels, as indices or one-hot.
         :return: Label, mask and pattern of each suspected label, the smallest trigger first.
         """
-        x, _ = check_data(self, x_val, y_val)
-        triggers = invert_triggers(self, x, self._inversion(), verbose=self.verbose)
+        found = self._detect(images_for(self, x_val, y_val))
+        # One row for each label, in order.
+        return [(label, found.triggers.masks[label], found.triggers.patterns[label]) for label in found.flagged]
+
+    def _detect(self, images: Images) -> Detection:
+        triggers = invert_triggers(self, images, self._inversion(), verbose=self.verbose)
         self.detection = Detection(triggers, triggers.flagged(self.anomaly_threshold, self.largest_suspect))
-        return [(label, *_parts(triggers, label)) for label in self.detection.flagged]
+        return self.detection
 
     def backdoor_examples(self, x_val: np.ndarray, y_val: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
@@ -208,13 +210,14 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         :param y_val: Their labels, as indices or one-hot.
         :return: Clean images, the same with the found trigger, and one-hot true labels.
         """
-        x, y = check_data(self, x_val, y_val)
-        x = to_float(x, check_clip_values("clip_values", self.clip_values))
+        images = images_for(self, x_val, y_val)
+        found = self._detect(images)
+        x, y = images.floats(), images.labels
         clean, stamped, labels = [x[:0]], [x[:0]], [y[:0]]
-        for label, mask, pattern in self.outlier_detection(x, y):
+        for label in found.flagged:
             others = y != label
             clean.append(x[others])
-            stamped.append((1 - mask) * x[others] + mask * pattern)
+            stamped.append(found.triggers.stamp(x[others], label))
             labels.append(y[others])
         one_hot = np.eye(self.nb_classes, dtype=np.float32)[np.concatenate(labels)]
         return np.concatenate(clean), np.concatenate(stamped).astype(np.float32), one_hot
@@ -226,41 +229,42 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         :param backdoor_data: Stamped images.
         :param backdoor_labels: Their true labels, as indices or one-hot.
         """
-        x, y = check_data(self, backdoor_data, backdoor_labels)
-        return bool(np.mean(predict_labels(self, x) != y) >= 0.05)
+        images = images_for(self, backdoor_data, backdoor_labels)
+        return bool(np.mean(predict_labels(self, images.pixels) != images.labels) >= 0.05)
 
     def mitigate(self, x_val: np.ndarray, y_val: np.ndarray, mitigation_types: list[str]) -> None:
         """
-        Search triggers, and act on the suspected labels, in place; without one, nothing is changed, which is logged.
+        Search triggers and act on the suspected labels, in place. Without one nothing changes, and the log has a
+        warning.
 
         :param x_val: Clean images in `clip_values`, of shape (N, *input_shape).
         :param y_val: Their labels, as indices or one-hot.
-        :param mitigation_types: Of "unlearning", "pruning" and "filtering", those to do, in their order.
+        :param mitigation_types: What to do, in this order: "unlearning", "pruning" or "filtering".
         :raises ValueError: If a type is unknown, or the data do not fit.
         """
         for kind in mitigation_types:
-            check_choice("mitigation_types", kind, MITIGATIONS)
-        x, y = check_data(self, x_val, y_val)
-        self.outlier_detection(x, y)
-        if self.detection is None or not self.detection.flagged:
+            check_choice("mitigation_types", kind, ("unlearning", "pruning", "filtering"))
+        images = images_for(self, x_val, y_val)
+        found = self._detect(images)
+        if not found.flagged:
             logger.warning("Neural Cleanse suspects no label: the classifier is left unchanged")
             return
         with isolated_rng():
             for kind in mitigation_types:
                 if kind == "unlearning":
-                    unlearn(self, x, y, self.detection, self.recipe, share=self.stamped_share, verbose=self.verbose)
+                    unlearn(self, images, found, self.recipe, share=self.stamped_share, verbose=self.verbose)
                 elif kind == "pruning":
-                    prune(self, x, self.detection)
+                    prune(self, images, found)
                 else:
-                    self._watch(x, self.detection)
+                    self._watch(images, found)
         self._model.eval()
 
-    def _watch(self, x: np.ndarray, detection: Detection) -> None:
-        """Have `predict` abstain where the hundredth of the channels that the triggers raise most is too active."""
-        head = Head(self, x)
-        order, _ = excited_channels(head, x, detection, check_clip_values("clip_values", self.clip_values))
+    def _watch(self, images: Images, detection: Detection) -> None:
+        """Have `predict` abstain where the one percent of channels that the triggers raise most is too active."""
+        head = Head(self, images.pixels)
+        order, _ = excited_channels(head, images, detection)
         self.top_indices = order[: max(1, head.nb_channels // 100)].tolist()
-        self.activation_threshold = float(np.quantile(self._suspicion(x), self.filter_quantile))
+        self.activation_threshold = float(np.quantile(self._suspicion(images.pixels), self.filter_quantile))
 
     def _suspicion(self, x: np.ndarray) -> np.ndarray:
         return self._get_penultimate_layer_activations(x)[:, self.top_indices].mean(axis=1)
@@ -272,15 +276,14 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         :param x: Images in `clip_values`, of shape (N, *input_shape).
         :param batch_size: Images at a time.
         :param training_mode: Whether the model is in training mode meanwhile.
-        :return: Of shape (N, nb_classes).
+        :return: float32 of shape (N, nb_classes).
         """
         predictions = self._predict_classifier(x, batch_size, training_mode, **kwargs)
         if self.top_indices:
             predictions[self._suspicion(x) > self.activation_threshold] = self.abstain()
         return predictions
 
-    # What the mixin asks of a framework.
-
+    # The mixin asks a framework for the following.
     def _predict_classifier(
         self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
     ) -> np.ndarray:
@@ -290,13 +293,8 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         PyTorchClassifier.fit(self, x, y, batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
 
     def _get_penultimate_layer_activations(self, x: np.ndarray) -> np.ndarray:
-        x, _ = check_data(self, x, np.zeros(len(x)), in_range=False)
-        return Head(self, x).activations(x)
+        images = images_for(self, x, labelled=False, in_range=False)
+        return Head(self, images.pixels).activations(images.pixels)
 
     def _prune_neuron_at_index(self, index: int) -> None:
         Head(self, np.zeros((2, *self.input_shape), dtype=np.float32)).cut(index)
-
-
-def _parts(triggers: Triggers, label: int) -> tuple[np.ndarray, np.ndarray]:
-    row = int(np.flatnonzero(triggers.labels == label)[0])
-    return triggers.masks[row], triggers.patterns[row]

@@ -1,9 +1,9 @@
-"""What a purification did: its settings, its stages, what it tried."""
+"""What a purification did: its settings, its stages, what it tried and found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -12,25 +12,23 @@ class Stage:
     """
     A part of a purification.
 
-    :param name: Such as "Stage 2".
+    :param name: The part's name, such as "Stage 2".
     :param seconds: How long it took.
-    :param accuracies: After each epoch, the accuracy in [0, 1] on held-out images; empty where none are held out.
     """
 
     name: str
     seconds: float
-    accuracies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Trial:
     """
-    A setting that an automatic defence tried.
+    One run of a defence that tries several settings.
 
     :param settings: The settings.
-    :param accuracy: What the purified classifier gets right of the held-out images, in [0, 1].
+    :param accuracy: The purified classifier's accuracy on held-out images, in [0, 1].
     :param accepted: Whether that is enough.
-    :param stages: Its parts.
+    :param stages: The parts of the run.
     :param seconds: How long it took.
     """
 
@@ -41,30 +39,22 @@ class Trial:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PurificationReport:
     """
-    What a purification did.
+    What a purification did. A defence that finds more has a report of its own kind.
 
-    :param settings: All settings, by name.
-    :param n_images: How many images it got.
+    :param settings: All settings of the defence, by name.
+    :param n_images: Number of images that it got.
     :param stages: Its parts, in order.
     :param seconds: How long all of it took.
-    :param n_held_out: How many of the images only measured.
-    :param accuracy_before: What the infected classifier gets right of those, in [0, 1]; None where there are none.
-    :param accuracy_after: What the purified one does.
-    :param accepted: Whether the accuracy that was lost is within the bound; True where there is no bound.
-    :param trials: What was tried, in order; the chosen one is `chosen`.
-    :param chosen: The settings of the trial that was taken.
+    :param accepted: Whether the purified classifier keeps enough accuracy; True where the defence sets no bound.
+    :param chosen: What the defence chose by itself, by name.
     """
 
-    settings: Mapping[str, Any]
-    n_images: int
-    stages: tuple[Stage, ...]
-    seconds: float
-    n_held_out: int = 0
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    n_images: int = 0
+    stages: tuple[Stage, ...] = ()
+    seconds: float = 0.0
     accepted: bool = True
-    trials: tuple[Trial, ...] = ()
-    chosen: Mapping[str, Any] | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)

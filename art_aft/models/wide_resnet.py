@@ -13,7 +13,13 @@ from art_aft.models.base import register
 
 
 class PreActBlock(nn.Module):
-    """Pre-activation basic block; the shortcut is a 1x1 convolution of the activation where the width changes."""
+    """
+    Pre-activation basic block; the shortcut is a 1x1 convolution of the activation where the width changes.
+
+    :param in_width: The number of input channels.
+    :param width: The number of output channels.
+    :param stride: The stride of the first convolution.
+    """
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The global random generators, left alone."""
+"""Random streams by name, and the global random generators left alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,65 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+#: What each random choice is for, and the number of its stream. Streams of one defence have different numbers, so that
+#: they share no draw; names that never meet in one defence may share a number.
+STREAMS = {
+    "attack": 0,
+    "held out": 0,
+    "inversion": 0,
+    "sample": 0,
+    "augmentation": 1,
+    "folds": 1,
+    "teacher": 1,
+    "unlearning": 1,
+    "student": 2,
+    "stage 2": 2,
+    "stage 3": 3,
+    "directions": 4,
+    "attacked images": 5,
+    "checked images": 6,
+}
+
+
+def seed_for(seed: int, stream: str, *turn: int) -> int:
+    """
+    Return the seed of one random choice, so that a second choice does not repeat the first one's draws.
+
+    >>> seed_for(0, "stage 2") == seed_for(0, "stage 3")
+    False
+
+    :param seed: The user's seed, at least 0.
+    :param stream: What the choice is for; one of `STREAMS`.
+    :param turn: How often that choice was made before, where it is made again and again.
+    :return: A seed in [0, 2**32).
+    """
+    return int(np.random.SeedSequence([seed, STREAMS[stream], *turn]).generate_state(1)[0])
+
+
+def rng_for(seed: int, stream: str) -> np.random.Generator:
+    """
+    Return numpy's generator for one random choice.
+
+    :param seed: The user's seed, at least 0.
+    :param stream: What the choice is for; one of `STREAMS`.
+    """
+    return np.random.default_rng([seed, STREAMS[stream]])
+
 
 @contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """
-    Run a block with torch's global generators seeded, and leave all global generators as they were found.
+    Run a block with the global generators seeded, and leave them as they were found.
 
-    :param seed: The seed for torch inside the block; None keeps the stream as it is.
+    :param seed: The seed for torch, numpy and Python inside the block; None keeps their streams as they are.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         if seed is not None:
             torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
         yield
     finally:
         random.setstate(states[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,40 +12,64 @@ from torch.nn.functional import batch_norm, dropout, dropout1d, dropout2d, dropo
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from art_aft.runtime.processes import from_first
-from art_aft.training.batches import Batches
+from art_aft.runtime.processes import from_first, world
+from art_aft.training.batches import Batch
+from art_aft.training.losses import LabelLoss, Loss
 
 
-def data_parallel(
-    module: torch.nn.Module, loss: torch.nn.Module, batches: Batches
-) -> tuple[torch.nn.Module, torch.nn.Module]:
+def data_parallel(module: torch.nn.Module, loss: Loss, feed: BatchAtHand) -> tuple[torch.nn.Module, torch.nn.Module]:
     """
-    Return a module and its loss in a form that takes the steps of whole batches, from this process's parts of them.
+    Return a module, and its loss on logits and labels, that take the steps of whole batches from this process's parts.
 
-    All processes start with the first one's weights. Alone in the world, both come back as they are. A model that skips
-    whole layers at random is refused by DistributedDataParallel.
+    All processes start with the first one's weights. Alone in the world, the module comes back as it is. A model that
+    skips whole layers at random is refused by DistributedDataParallel.
 
     :param module: The module; its parameters and buffers are shared, not copied.
-    :param loss: The loss on logits and label indices: of cross entropy and the like, class weights and reduction are
-        those of the whole batch; any other is taken for a mean over images.
-    :param batches: The batches, which know the part of the latest.
+    :param loss: The loss of a batch. Class weights and reduction of a `LabelLoss` around cross entropy and the like are
+        those of the whole batch; any other loss is taken for a mean over images.
+    :param feed: Knows the batch at hand, and this process's part of it.
     """
-    if batches.world.size == 1:
-        return module, loss
+    if world().size == 1:
+        return module, _OwnLoss(loss, feed)
     from_first([*module.parameters(), *module.buffers()])
     # A static graph, one that is the same in every step, may leave parameters unused, which is no error in one process
     # either; find_unused_parameters would print a warning for every model that has none.
-    parallel = DistributedDataParallel(_WholeBatchModule(module, batches), static_graph=True)
-    return parallel, _WholeBatchLoss(loss, batches)
+    parallel = DistributedDataParallel(_WholeBatchModule(module, feed), static_graph=True)
+    return parallel, _WholeBatchLoss(loss, feed)
+
+
+class BatchAtHand(Protocol):
+    """
+    Who knows the batch that is being trained on.
+
+    `whole` is all of it, `own` the part of this process, and `part` says which images those are.
+    """
+
+    whole: Batch
+    own: Batch
+
+    @property
+    def part(self) -> slice: ...
+
+
+class _OwnLoss(torch.nn.Module):
+    """What ART takes for a loss on logits and labels, though it sees the whole batch."""
+
+    def __init__(self, loss: Loss, feed: BatchAtHand) -> None:
+        super().__init__()
+        self.loss, self.feed = loss, feed
+
+    def forward(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.loss(logits, self.feed.own)
 
 
 class _WholeBatchModule(torch.nn.Module):
     """The module, with layers that look at more than one image made to look at the whole batch."""
 
-    def __init__(self, module: torch.nn.Module, batches: Batches) -> None:
+    def __init__(self, module: torch.nn.Module, feed: BatchAtHand) -> None:
         super().__init__()
         self.module = module
-        self._whole = _WholeBatch(batches)
+        self._whole = _WholeBatch(feed)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with self._whole:
@@ -53,27 +77,27 @@ class _WholeBatchModule(torch.nn.Module):
 
 
 class _WholeBatchLoss(torch.nn.Module):
-    """The loss of this process's part, so weighted that the mean over processes has the whole batch's gradient."""
+    """The loss of this process's part, weighted so that the mean over processes has the whole batch's gradient."""
 
-    def __init__(self, loss: torch.nn.Module, batches: Batches) -> None:
+    def __init__(self, loss: Loss, feed: BatchAtHand) -> None:
         super().__init__()
-        self.batches = batches
-        self.by_image = isinstance(loss, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss))
-        self.mean = loss.reduction == "mean" if self.by_image else True
-        self.loss = loss
+        self.loss, self.feed = loss, feed
+        labels: Any = loss.loss if isinstance(loss, LabelLoss) else None
+        self.by_image = isinstance(labels, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss))
+        self.mean = not self.by_image or labels.reduction == "mean"
+        self.labels: Any = copy.copy(labels)
         if self.by_image:
-            self.loss = copy.copy(loss)
-            self.loss.reduction = "sum"
+            self.labels.reduction = "sum"
 
     def forward(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        whole, processes = self.batches.labels, self.batches.world.size
+        own, whole, processes = self.feed.own, self.feed.whole.y, world().size
         if not self.by_image:
-            return self.loss(logits, y) * (processes * len(y) / len(whole))
-        total = self.loss(logits, y) * processes
+            return self.loss(logits, own) * (processes * len(own.y) / len(whole))
+        total = self.labels(logits, own.y) * processes
         if not self.mean:
             return total
-        counted = whole[whole != self.loss.ignore_index]
-        return total / (len(counted) if self.loss.weight is None else self.loss.weight[counted].sum())
+        counted = whole[whole != self.labels.ignore_index]
+        return total / (len(counted) if self.labels.weight is None else self.labels.weight[counted].sum())
 
 
 class _WholeBatch(TorchFunctionMode):
@@ -84,9 +108,9 @@ class _WholeBatch(TorchFunctionMode):
     SyncBatchNorm would not run on a CPU.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, feed: BatchAtHand) -> None:
         super().__init__()
-        self.batches = batches
+        self.feed = feed
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -107,7 +131,7 @@ class _WholeBatch(TorchFunctionMode):
         inplace: bool = False,
     ) -> torch.Tensor:
         """Draw for all images in every process, so that the generators stay in step, and use this process's part."""
-        part, n = self.batches.part, len(self.batches.labels)
+        part, n = self.feed.part, len(self.feed.whole.y)
         times, rest = divmod(len(x), part.stop - part.start)
         if not training or not 0 < p < 1 or rest:
             return func(x, p, training, inplace)

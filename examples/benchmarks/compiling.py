@@ -1,7 +1,7 @@
 """
-Whether torch.compile pays within one purification: how long it takes, how much faster steps are after it, and after
-how many images it has won back what it took. Bare loops in the best precision; the one that is not compiled has what
-this package does instead (`folding`, `small_maps`). Run it on a machine that does nothing else.
+Measure whether torch.compile pays within one purification: how long it takes, how much faster steps are afterwards, and
+after how many images it has saved as much time as it took. These are bare loops in the fastest precision; the one that
+is not compiled uses what this package does instead (`folding`, `small_maps`). Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from art_aft.cli.options import command_line
-from art_aft.experiments.report import write_record
+from art_aft.experiments.rows import write_record
 from art_aft.experiments.victims import Row
 from art_aft.models import build_model
 from art_aft.runtime.devices import has_bfloat16_units
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # what an earlier run compiled is compiled again
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # compile again what an earlier run compiled
     rows = []
     for row in table(options.batch_size, options.repeats):
         rows.append(row)

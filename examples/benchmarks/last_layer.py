@@ -1,4 +1,4 @@
-"""What the scan sees in the last layer of networks that the package does not know, infected and clean. Digits."""
+"""Test the last layer of architectures that are not in the package, infected and clean. Digits."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ from joblib import Parallel, delayed
 from art_aft import BackdoorScan
 from art_aft.attacks.labels import AllToOne
 from art_aft.attacks.poisoning import poison
-from art_aft.classifiers.classifier import build_classifier
+from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.cli.options import command_line
 from art_aft.data.datasets import digits, split_clean
-from art_aft.experiments.report import write_record
+from art_aft.experiments.rows import write_record
 from art_aft.experiments.victims import Row
-from art_aft.training.loop import Recipe, fit
+from art_aft.training.batches import Batches
+from art_aft.training.loop import fit
+from art_aft.training.recipe import Recipe
 
 
 def row(name: str, kind: str, seed: int, epochs: int | None) -> Row:
-    """Train a model, infected with the seed as its target or clean, and look at its last layer."""
+    """Train a model, clean or with the seed as its target label, and test its last layer."""
     torch.set_num_threads(1)
     architecture, enough = ARCHITECTURES[name]
     data = digits(seed=seed)
     clean, rest = split_clean(data.y_train, 0.1, seed=seed)
     x, y = data.x_train[rest], data.y_train[rest]
     if kind != "clean":
-        planted = poison(x, y, ATTACKS[kind](), AllToOne(seed), rate=0.1, seed=seed)
-        x, y = planted.x, planted.y
+        poisoned = poison(x, y, ATTACKS[kind](), AllToOne(seed), rate=0.1, seed=seed)
+        x, y = poisoned.x, poisoned.y
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier = build_classifier(architecture(), input_shape=data.input_shape, nb_classes=10)
     nb_epochs = epochs or enough
     recipe = Recipe(nb_epochs, 64, learning_rate=0.05, schedule="one_cycle", nesterov=True, seed=seed)
-    fit(classifier, x, y, recipe)
-    report = BackdoorScan(classifier, effort="weights")(data.x_train[clean], data.y_train[clean])
-    (sign,) = report.signs
+    fit(classifier, Batches(images_for(classifier, x, y), recipe, classifier.device), recipe)
+    report = BackdoorScan(classifier, effort="last_layer")(data.x_train[clean], data.y_train[clean])
+    (evidence,) = report.evidence
     return {
         "model": name,
         "kind": kind,
@@ -46,8 +48,8 @@ def row(name: str, kind: str, seed: int, epochs: int | None) -> Row:
         "target": None if kind == "clean" else seed,
         "verdict": report.verdict,
         "score": report.score,
-        "label": sign.label,
-        "where": sign.where,
+        "label": evidence.label,
+        "details": evidence.details,
     }
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="other than enough")
+    parser.add_argument("--epochs", type=int, help="other than those of the architecture")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """
-Images a second of each trigger, as ratios within one run: to a plain copy of the batch, to ART's image insertion, and
-for WaNet to torch's sampling alone.
+Measure the images per second of each trigger, as ratios within one run: to a plain copy of the batch, to ART's image
+insertion, and for WaNet to torch's sampling alone.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import torch
 from art.attacks.poisoning.perturbations import add_pattern_bd, insert_image
 from PIL import Image
 
-from art_aft.attacks import PERTURBATIONS
+from art_aft.attacks import TRIGGERS
 from art_aft.cli.options import command_line
-from art_aft.experiments.report import write_record
+from art_aft.experiments.rows import write_record
 
 
 def seconds(function, x):
@@ -29,7 +29,7 @@ def measure(function, reference, x, repeats):
     """
     Return the median and the spread of paired ratios function / reference, and the function's images a second.
 
-    There are `repeats` pairs, or as many as fit into twenty seconds, but three.
+    There are `repeats` pairs, or as many as fit into twenty seconds, but at least three.
     """
     function(x), reference(x)
     pairs, end = [], time.perf_counter() + 20
@@ -41,7 +41,7 @@ def measure(function, reference, x, repeats):
 
 
 def sampling(trigger, x):
-    """Return torch's share of WaNet's work as a function: whole batch in, warped batch out."""
+    """Return torch's part of WaNet's work as a function from a batch to the warped batch."""
     grid = torch.from_numpy(trigger.grid(*x.shape[2:]).astype(x.dtype))
 
     def warp(x):
@@ -53,17 +53,17 @@ def sampling(trigger, x):
 
 
 def insertion(folder):
-    """Return ART's image insertion with the same patch as BadNets', on the layout that it works on."""
+    """Return ART's image insertion with the patch of BadNets, in the layout that it needs."""
     path = Path(folder) / "patch.png"
     Image.fromarray(np.array([[0, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=np.uint8)).save(path)
     return lambda x: insert_image(x, str(path), channels_first=True, random=False, x_shift=29, y_shift=29, mode="RGB")
 
 
 def table(count, repeats):
-    """Yield a row for each trigger and each thing that it is compared with, on so many images at a time."""
+    """Yield a row for each trigger and each function that it is compared with, on `count` images at a time."""
     x = np.random.default_rng(0).random((count, 3, 32, 32), dtype=np.float32)
-    cases = {name: make() for name, make in PERTURBATIONS.items()}
-    # ART's patch, on the layout that it works on, as the nearest thing that ART has.
+    cases = {name: make() for name, make in TRIGGERS.items()}
+    # ART's own patch is the nearest that ART has.
     others = {"art add_pattern_bd": lambda x: add_pattern_bd(x, channels_first=True), "copy": np.copy}
     with tempfile.TemporaryDirectory() as folder:
         references = {"copy": np.copy, "insert_image": insertion(folder), "grid_sample": sampling(cases["wanet"], x)}
@@ -83,7 +83,7 @@ def table(count, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[128, 2000], help="how many at a time")
+    parser.add_argument("--images", type=int, nargs="+", default=[128, 2000], help="number of images at a time")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()

@@ -1,8 +1,7 @@
-"""One perturbation for all images, towards each label: against closed forms, and inside Adversarial Fine-Tuning."""
+"""One perturbation for all images, towards each label, against closed forms."""
 
 import numpy as np
 import pytest
-import torch
 from helpers import (
     ENCODINGS,
     NB_CLASSES,
@@ -15,8 +14,9 @@ from helpers import (
     untouched,
 )
 
-from art_aft import AdversarialFineTuning
-from art_aft.adversarial.universal import carried, default_eps, universal_perturbations
+from art_aft.adversarial.norms import default_eps
+from art_aft.adversarial.universal import targeted_success, universal_perturbations
+from art_aft.classifiers.classifier import images_for
 
 RNG = np.random.default_rng(0)
 
@@ -34,13 +34,13 @@ def two_classes():
 
 
 class TestSearch:
-    def test_on_two_classes_it_is_the_difference_of_their_weights_in_an_l2_ball(self, two_classes):
+    def test_on_two_classes_it_is_the_difference_of_their_weights_within_an_l2_bound(self, two_classes):
         classifier, weights, x, y = two_classes
         r = universal_perturbations(classifier, x, y, eps=0.5, precision="float32")
         direction = (weights[1] - weights[0]) / np.linalg.norm(weights[1] - weights[0])
         np.testing.assert_allclose(r, 0.5 * np.stack([-direction, direction]), atol=1e-5)
 
-    def test_and_its_sign_in_an_l_infinity_ball(self, two_classes):
+    def test_and_its_sign_within_an_l_infinity_bound(self, two_classes):
         classifier, weights, x, y = two_classes
         r = universal_perturbations(classifier, x, y, norm=np.inf, eps=0.05, precision="float32")
         sign = np.sign(weights[1] - weights[0])
@@ -74,7 +74,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("random", [0, 2])
     @pytest.mark.parametrize("norm", [2, np.inf])
-    def test_it_stays_in_the_ball(self, norm, random):
+    def test_it_stays_within_the_bound(self, norm, random):
         x, y = tiny_data(24)
         r = universal_perturbations(
             tiny_classifier(), x, y, norm=norm, eps=0.3, eps_step=0.2, max_iter=7, num_random_init=random
@@ -170,7 +170,7 @@ class TestSearch:
         with untouched(classifier), pytest.raises(ValueError, match=message):
             universal_perturbations(classifier, *tiny_data(8), **settings)
 
-    def test_the_default_radius_keeps_the_length_per_pixel(self):
+    def test_the_default_bound_keeps_the_length_per_pixel(self):
         assert default_eps(2, (3, 32, 32), (0, 1)) == 1.0
         assert default_eps(2, (3, 224, 224), (0, 1)) == pytest.approx(7.0)
         assert default_eps(np.inf, (3, 32, 32), (0, 255)) == pytest.approx(4.0)
@@ -181,125 +181,23 @@ class TestSearch:
         assert default_eps(0, (64, 64, 3), (0, 1)) == default_eps(0, (1, 64, 64), (0, 1)) == 48
 
 
-def test_carried_counts_images_of_other_labels(two_classes):
+def test_targeted_success_counts_images_of_other_labels(two_classes):
     classifier, weights, x, y = two_classes
     r = np.stack([np.full(SHAPE, 0.3), -np.full(SHAPE, 0.2)]).astype(np.float32)
     expected = []
     for label in (0, 1):
         logits = (x[y != label] + r[label]).reshape(30, -1) @ weights.reshape(2, -1).T
         expected.append(np.mean(logits.argmax(axis=1) == label))
-    np.testing.assert_allclose(carried(classifier, x, y, r, [0, 1]), expected)
+    found = targeted_success(classifier, images_for(classifier, x, y), r, [0, 1])
+    np.testing.assert_allclose(found, expected)
 
 
-def test_carried_counts_images_of_all_labels_where_they_are_relative():
+def test_targeted_success_counts_images_of_all_labels_where_they_are_relative():
     weights = RNG.normal(size=(3, *SHAPE)).astype(np.float32)
     x, y = RNG.uniform(0.4, 0.6, (30, *SHAPE)).astype(np.float32), np.arange(30) % 3
     r = RNG.normal(size=(2, *SHAPE)).astype(np.float32) / 5
     predicted = [(np.clip(x + each, 0, 1).reshape(30, -1) @ weights.reshape(3, -1).T).argmax(axis=1) for each in r]
     expected = [np.mean((predicted[shift - 1] - y) % 3 == shift) for shift in (1, 2)]
-    np.testing.assert_allclose(carried(linear_classifier(weights), x, y, r, [1, 2], relative=True), expected, atol=1e-9)
-
-
-class TestSharedAdversary:
-    def test_every_image_gets_the_perturbation_towards_another_label(self):
-        x, y = tiny_data(24)
-        defence = AdversarialFineTuning(
-            tiny_classifier(), adversary="shared", norm=2, eps=0.4, max_iter=3, precision="float32", seed=5
-        )
-        examples = [defence._adversarial_examples(tiny_classifier(), x, y, turn) for turn in (0, 1)]
-        for made in examples:
-            options = np.clip(x[:, None] + defence.perturbations, 0, 1)
-            fits = (made[:, None] == options).all(axis=(2, 3, 4))
-            assert fits.any(axis=1).all()
-            assert not fits[np.arange(24), y].any()
-        assert (examples[0] != examples[1]).any()
-
-    def test_the_preset_removes_a_backdoor(self, infected):
-        defence = AdversarialFineTuning(
-            infected.classifier, preset="shared", eps=0.6, batch_size=32, learning_rate=0.02, padding=0, mirror=False
-        )
-        before = infected.scores(infected.classifier)
-        with untouched(infected.classifier):
-            scores = infected.scores(defence(infected.x, y=infected.y))
-        assert before.asr > 0.95
-        assert scores.asr < 0.05
-        assert scores.acc > before.acc - 0.05
-        # The infected model gives way to the attacker's label first.
-        shares = carried(infected.classifier, infected.x, infected.y, defence.perturbations, range(10))
-        assert shares.argmax() == 0
-
-
-class TestMixedPerturbations:
-    """Some of the shared perturbations change few pixels; some lead to the label that stands out in the weights."""
-
-    @staticmethod
-    def favouring(label):
-        """A classifier whose last layer has more to say for one label."""
-        classifier = tiny_classifier()
-        with torch.no_grad():
-            classifier.model.fc.weight[label] += 4
-        return classifier
-
-    def test_the_given_share_is_sparse(self):
-        x, y = np.tile(tiny_data(24)[0], (20, 1, 1, 1)), np.tile(tiny_data(24)[1], 20)
-        settings = {"norm": 2, "eps": 0.4, "max_iter": 3, "precision": "float32", "clip": False}
-        defence = AdversarialFineTuning(tiny_classifier(), adversary="shared", sparse_share=0.25, **settings)
-        moved = defence._adversarial_examples(tiny_classifier(), x, y) - x
-        pixels = (np.abs(moved) > 1e-6).any(axis=1).sum(axis=(1, 2))
-        assert set(pixels) == {2, 144}
-        assert np.mean(pixels == 2) == pytest.approx(0.25, abs=0.06)  # three standard deviations of 480 draws
-        options = defence.perturbations.reshape(2, NB_CLASSES, -1)
-        nearest = np.abs(moved.reshape(480, 1, -1) - options[(pixels == 2).astype(int)]).max(axis=2)
-        assert (nearest.min(axis=1) < 1e-5).all()
-        assert (nearest.argmin(axis=1) != y).all()
-
-    @pytest.mark.parametrize("label", [0, 2])
-    def test_the_given_share_is_led_to_the_label_that_stands_out(self, label):
-        x, y = tiny_data(24)
-        classifier = self.favouring(label)
-        defence = AdversarialFineTuning(
-            classifier, adversary="shared", focus=0.6, norm=2, max_iter=2, nb_epochs=0, clean_epochs=0, mirror=False
-        )
-        defence(x, y=y)
-        assert defence.suspect == label
-        labels = torch.from_numpy(np.arange(4000) % NB_CLASSES)
-        towards = defence._elsewhere(labels, NB_CLASSES, 1).numpy()
-        others = labels.numpy() != label
-        assert (towards != labels.numpy()).all()
-        # Of those that are not led there, one in three comes there by chance.
-        assert np.mean(towards[others] == label) == pytest.approx(0.6 + 0.4 / 3, abs=0.03)
-        assert np.bincount(towards[~others], minlength=NB_CLASSES)[label] == 0
-
-    def test_where_none_stands_out_all_labels_are_as_likely(self):
-        x, y = tiny_data(24)
-        classifier = tiny_classifier()
-        with torch.no_grad():
-            classifier.model.fc.weight.copy_(torch.eye(NB_CLASSES).repeat(1, 2))
-        defence = AdversarialFineTuning(
-            classifier, adversary="shared", focus=0.6, norm=2, max_iter=2, nb_epochs=0, clean_epochs=0, mirror=False
-        )
-        defence(x, y=y)
-        assert defence.suspect is None
-        labels = torch.from_numpy(np.arange(4000) % NB_CLASSES)
-        shifts = (defence._elsewhere(labels, NB_CLASSES, 1) - labels).numpy() % NB_CLASSES
-        np.testing.assert_allclose(
-            np.bincount(shifts, minlength=NB_CLASSES) / 4000, [0, 1 / 3, 1 / 3, 1 / 3], atol=0.03
-        )
-
-    @pytest.mark.parametrize("name", ["sparse_share", "focus"])
-    @pytest.mark.parametrize(
-        ("value", "message"), [(1.5, "got 1.5"), (-0.1, "got -0.1"), (0.5, "got 0.5 with adversary 'per_image'")]
-    )
-    def test_bad_settings_are_named(self, name, value, message):
-        with pytest.raises(ValueError, match=f"^{name}: {message}"):
-            AdversarialFineTuning(tiny_classifier(), **{name: value})
-
-    def test_the_preset_removes_a_backdoor(self, infected):
-        defence = AdversarialFineTuning(
-            infected.classifier, preset="mixed", eps=0.6, batch_size=32, learning_rate=0.02, padding=0, mirror=False
-        )
-        with untouched(infected.classifier):
-            scores = infected.scores(defence(infected.x, y=infected.y))
-        assert infected.scores(infected.classifier).asr > 0.95
-        assert scores.asr < 0.05
-        assert defence.found.shape == (20, *infected.x.shape[1:])
+    classifier = linear_classifier(weights)
+    found = targeted_success(classifier, images_for(classifier, x, y), r, [1, 2], relative=True)
+    np.testing.assert_allclose(found, expected, atol=1e-9)

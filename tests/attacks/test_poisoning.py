@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from art.attacks.poisoning import PoisoningAttackBackdoor
 
-from art_aft.attacks import BadNets
+from art_aft.attacks import BadNets, WaNet
 from art_aft.attacks.labels import AllToAll, AllToOne
 from art_aft.attacks.poisoning import poison
 
@@ -32,40 +32,9 @@ def data(count=100, nb_classes=10):
     return x, np.arange(count) % nb_classes
 
 
-def planted(count=100, **settings):
+def poisoned(count=100, **settings):
     x, y = data(count)
     return poison(x, y, paint, AllToOne(0), **({"rate": 0.1, "seed": 0} | settings))
-
-
-# Label maps
-
-
-def test_all_to_one_is_constant():
-    assert AllToOne(3)(np.array([0, 3, 9])).tolist() == [3, 3, 3]
-
-
-def test_all_to_all_is_the_next_class():
-    assert AllToAll(3)(np.array([0, 1, 2, 0])).tolist() == [1, 2, 0, 1]
-
-
-def test_label_maps_compare_by_value():
-    assert AllToOne(3) == AllToOne(3) != AllToOne(4)
-    assert AllToAll(3) == AllToAll(3) != AllToAll(4)
-
-
-@pytest.mark.parametrize(
-    ("make", "value", "error", "message"),
-    [
-        (AllToOne, -1, ValueError, "target: got -1"),
-        (AllToOne, 1.0, TypeError, "target: got 1.0"),
-        (AllToOne, True, TypeError, "target: got True"),
-        (AllToAll, 1, ValueError, "nb_classes: got 1"),
-        (AllToAll, "10", TypeError, "nb_classes: got '10'"),
-    ],
-)
-def test_label_maps_refuse_bad_numbers(make, value, error, message):
-    with pytest.raises(error, match=f"^{message}"):
-        make(value)
 
 
 # How many
@@ -76,7 +45,7 @@ def test_label_maps_refuse_bad_numbers(make, value, error, message):
     [(0, 0), (0.0, 0), (0.01, 1), (0.019, 1), (0.1, 10), (0.155, 15), (0.29, 29), (0.58, 58), (0.999, 99), (1, 100)],
 )
 def test_the_size_is_the_floor_of_the_rate(rate, size):
-    result = planted(rate=rate)
+    result = poisoned(rate=rate)
     assert result.is_poisoned.sum() == size
     assert result.is_cover.sum() == 0
 
@@ -105,7 +74,7 @@ def test_poisoned_images_have_trigger_and_target_and_the_others_are_bit_identica
     assert result.y.dtype == y.dtype
 
 
-def test_a_registered_perturbation_plants_its_patch():
+def test_a_registered_trigger_stamps_its_patch():
     x, y = data()
     result = poison(x, y, BadNets(), AllToOne(1), rate=0.2, seed=0)
     patch = [[0, 0, 1], [0, 1, 0], [1, 0, 1]]
@@ -126,7 +95,7 @@ def test_all_to_all_moves_each_label_by_one():
 
 def test_images_of_the_target_class_are_drawn_and_count():
     x, y = data()
-    result = planted(rate=0.5)
+    result = poisoned(rate=0.5)
     assert result.is_poisoned[y == 0].any()
     assert result.is_poisoned.sum() == 50
     whole = poison(x, np.zeros(100, dtype=int), paint, AllToOne(0), rate=0.5, seed=0)
@@ -169,16 +138,16 @@ def test_clean_label_rate_is_of_the_dataset_unless_asked_otherwise():
     x, y = data()
     y[:20], y[20:] = 3, 5
 
-    def plant(rate, **settings):
+    def which(rate, **settings):
         return poison(x, y, paint, AllToOne(3), rate=rate, seed=0, clean_label=True, **settings).is_poisoned
 
-    np.testing.assert_array_equal(plant(0.2), y == 3)
-    assert plant(0.2, ratio_of="dataset").sum() == 20
-    assert plant(0.2, ratio_of="target_class").sum() == 4
-    assert plant(0.99, ratio_of="target_class").sum() == 19
-    np.testing.assert_array_equal(plant(1.0, ratio_of="target_class"), y == 3)
+    np.testing.assert_array_equal(which(0.2), y == 3)
+    assert which(0.2, ratio_of="dataset").sum() == 20
+    assert which(0.2, ratio_of="target_class").sum() == 4
+    assert which(0.99, ratio_of="target_class").sum() == 19
+    np.testing.assert_array_equal(which(1.0, ratio_of="target_class"), y == 3)
     with pytest.raises(ValueError, match=r"^rate: got 0.21, which is 21 images, expected 1 to the 20"):
-        plant(0.21)
+        which(0.21)
 
 
 def test_clean_labels_do_not_go_with_all_to_all():
@@ -240,14 +209,14 @@ def test_channels_last_images_are_poisoned_as_well():
 
 
 def test_the_seed_fixes_the_choice():
-    np.testing.assert_array_equal(planted(seed=5).is_poisoned, planted(seed=5).is_poisoned)
-    assert (planted(seed=5).is_poisoned != planted(seed=6).is_poisoned).any()
+    np.testing.assert_array_equal(poisoned(seed=5).is_poisoned, poisoned(seed=5).is_poisoned)
+    assert (poisoned(seed=5).is_poisoned != poisoned(seed=6).is_poisoned).any()
 
 
 def test_the_choice_does_not_depend_on_the_trigger():
     x, y = data()
     np.testing.assert_array_equal(
-        poison(x, y, BadNets(), AllToOne(0), rate=0.1, seed=0).is_poisoned, planted().is_poisoned
+        poison(x, y, BadNets(), AllToOne(0), rate=0.1, seed=0).is_poisoned, poisoned().is_poisoned
     )
 
 
@@ -294,7 +263,7 @@ def test_covers_look_triggered_and_keep_their_labels(attack):
 def test_covers_do_not_change_which_images_are_poisoned():
     x, y = data()
     result = poison(x, y, WithCover(), AllToOne(0), rate=0.1, seed=0, cover_rate=0.2)
-    np.testing.assert_array_equal(result.is_poisoned, planted().is_poisoned)
+    np.testing.assert_array_equal(result.is_poisoned, poisoned().is_poisoned)
 
 
 def test_the_seed_fixes_the_covers_and_their_noise():
@@ -313,6 +282,26 @@ def test_covers_may_take_all_the_rest_but_no_more():
     assert (result.is_cover ^ result.is_poisoned).all()
     with pytest.raises(ValueError, match=r"^cover_rate: got 0.61, which is 61 images, expected 1 to 60"):
         poison(x, y, WithCover(), AllToOne(0), rate=0.4, seed=0, cover_rate=0.61)
+
+
+def test_wanets_covers_are_disjoint_and_keep_their_labels():
+    x, y = np.random.default_rng(0).random((50, 1, 8, 8), dtype=np.float32), np.arange(50) % 10
+    result = poison(x, y, WaNet(), AllToOne(0), rate=0.1, cover_rate=0.2, seed=0)
+    assert (result.is_poisoned.sum(), result.is_cover.sum()) == (5, 10)
+    assert not (result.is_poisoned & result.is_cover).any()
+    np.testing.assert_array_equal(result.y[result.is_cover], y[result.is_cover])
+    assert (result.x[result.is_cover] != x[result.is_cover]).any(axis=(1, 2, 3)).all()
+
+
+def test_8_bit_images_are_poisoned_as_floats_and_rounded():
+    x = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8)).astype(np.uint8)
+    result = poison(x, np.arange(20) % 10, WaNet(seed=1), AllToOne(0), rate=0.5, seed=0)
+    assert result.x.dtype == np.uint8
+    chosen = result.is_poisoned
+    expected = np.rint(255 * WaNet(seed=1)(x[chosen].astype(np.float64) / 255))
+    assert np.abs(result.x[chosen].astype(int) - expected).max() <= 1
+    assert (result.x[chosen] == expected).mean() > 0.99
+    np.testing.assert_array_equal(result.x[~chosen], x[~chosen])
 
 
 # Errors
@@ -357,7 +346,7 @@ def test_bad_arguments_are_refused(change, error, message):
         poison(**arguments)
 
 
-def test_integer_images_of_more_than_8_bits_are_refused_by_a_registered_perturbation():
+def test_integer_images_of_more_than_8_bits_are_refused_by_a_registered_trigger():
     x, y = data()
     with pytest.raises(TypeError, match=r"^x: got dtype int32"):
         poison((x * 255).astype(np.int32), y, BadNets(), AllToOne(0), rate=0.1, seed=0)

@@ -1,14 +1,12 @@
-"""Classifiers are built, copied and borrowed without a trace."""
+"""Classifiers are built, copied and checked."""
 
 import os
-import random
 
 import art
 import numpy as np
 import pytest
 import torch
 from art.defences.preprocessor import SpatialSmoothing
-from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from helpers import (
     ENCODINGS,
@@ -16,7 +14,6 @@ from helpers import (
     SHAPE,
     TinyNet,
     encoded,
-    global_rng,
     gradient_flags,
     modes,
     same_weights,
@@ -26,10 +23,8 @@ from helpers import (
     weights,
 )
 
-from art_aft.classifiers.classifier import borrow, build_classifier, check_classifier, clone, isolated_rng
+from art_aft.classifiers.classifier import build_classifier, check_classifier, clone
 from art_aft.models import WideResNet
-
-PRECISIONS = ("float32", "bfloat16", "auto")
 
 
 @pytest.fixture
@@ -164,181 +159,6 @@ class TestClone:
         np.testing.assert_array_equal(twin.predict(x), classifier.predict(x))
 
 
-class TestBorrow:
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-    def test_modes_flags_and_generators_are_given_back(self, precision, fails, x):
-        classifier = mixed_classifier()
-
-        def use():
-            with borrow(classifier, precision=precision, freeze=True) as module:
-                assert not any(parameter.requires_grad for parameter in module.parameters())
-                module.eval()
-                module(torch.from_numpy(x))
-                if fails:
-                    raise KeyError("inside the block")
-
-        with untouched(classifier):
-            if fails:
-                with pytest.raises(KeyError, match="inside the block"):
-                    use()
-            else:
-                use()
-
-    def test_parameters_stay_trainable_unless_frozen(self):
-        classifier = mixed_classifier()
-        before = gradient_flags(classifier)
-        with borrow(classifier, precision="float32"):
-            assert gradient_flags(classifier) == before
-
-    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["plain", "channels_last"])
-    @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-    def test_memory_formats_are_given_back(self, layout, fails):
-        classifier = tiny_classifier()
-        classifier.model.to(memory_format=layout)
-        try:
-            with borrow(classifier, precision="bfloat16"):
-                assert classifier.model.conv.weight.is_contiguous(memory_format=torch.channels_last)
-                if fails:
-                    raise KeyError
-        except KeyError:
-            pass
-        assert classifier.model.conv.weight.is_contiguous(memory_format=layout)
-
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    def test_predictions_afterwards_are_the_same_bit_for_bit(self, precision, matrix_units):
-        # One input channel and 1x1 kernels: shapes for which both memory formats are "contiguous".
-        classifier = build_classifier("wrn-10-1", input_shape=(1, 16, 16), nb_classes=10)
-        x = np.random.default_rng(0).random((32, 1, 16, 16), dtype=np.float32)
-        before = classifier.predict(x)
-        with borrow(classifier, precision=precision) as module:
-            module(torch.from_numpy(x))
-        np.testing.assert_array_equal(classifier.predict(x), before)
-
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    def test_activations_afterwards_lie_as_before_in_memory(self, precision, matrix_units):
-        classifier = build_classifier("wrn-10-1", input_shape=SHAPE, nb_classes=10)
-        x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-        assert classifier.model.features(x).is_contiguous()
-        with borrow(classifier, precision=precision) as module:
-            module(x)
-        assert classifier.model.features(x).view(4, -1).shape == (4, 64 * 9)
-
-    @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-    @pytest.mark.parametrize("keep", [False, True])
-    def test_running_statistics_are_given_back_on_demand(self, keep, fails, x):
-        classifier = tiny_classifier()
-        before = weights(classifier)
-        try:
-            with borrow(classifier, precision="float32", keep_buffers=keep) as module:
-                module.train()
-                module(torch.from_numpy(x))
-                if fails:
-                    raise KeyError
-        except KeyError:
-            pass
-        assert same_weights(before, classifier) == keep
-
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("encoding", ENCODINGS)
-    def test_logits_are_float32_and_those_of_arts_predict(self, precision, encoding, x, matrix_units):
-        given = encoded(encoding, TinyNet(), SHAPE, NB_CLASSES)
-        pixels = given.encode(x)
-        expected = given.classifier.predict(pixels)
-        with borrow(given.classifier, precision=precision) as module:
-            module.eval()
-            logits = module(torch.from_numpy(pixels))
-        assert logits.dtype == torch.float32
-        error = np.abs(logits.detach().numpy() - expected).max()
-        # bfloat16 has 8 bits: it must show, but not harm.
-        assert error < 1e-5 if precision == "float32" else 1e-5 < error < 0.05
-
-    @pytest.mark.parametrize("encoding", ENCODINGS)
-    def test_scaled_inputs_0_and_1_stand_for_the_given_pixel_values(self, encoding, x):
-        given = encoded(encoding, TinyNet(), SHAPE, NB_CLASSES)
-        low, high = -0.5 * given.spread, 1.5 * given.spread
-        pixels = given.encode(x)
-        with borrow(given.classifier, precision="float32", scale=(low, high)) as module:
-            module.eval()
-            logits = module(torch.from_numpy((pixels - np.float32(low)) / np.float32(high - low)))
-        np.testing.assert_allclose(logits.detach(), given.classifier.predict(pixels), atol=1e-5)
-
-    def test_a_preprocessing_defence_applies_where_art_applies_it(self, x):
-        class Negative(PreprocessorPyTorch):
-            def forward(self, x, y=None):
-                return 1 - x, y
-
-        classifier = PyTorchClassifier(
-            TinyNet(),
-            loss=torch.nn.CrossEntropyLoss(),
-            input_shape=SHAPE,
-            nb_classes=NB_CLASSES,
-            clip_values=(0, 1),
-            preprocessing_defences=Negative(apply_fit=False, apply_predict=True),
-        )
-        with borrow(classifier, precision="float32") as module:
-            module.eval()
-            predicted = module(torch.from_numpy(x)).detach().numpy()
-            module.train()
-            classifier.model.eval()
-            fitted = module(torch.from_numpy(x)).detach().numpy()
-        np.testing.assert_allclose(predicted, classifier.predict(x), atol=1e-5)
-        np.testing.assert_allclose(predicted, tiny_classifier().predict(1 - x), atol=1e-5)
-        np.testing.assert_allclose(fitted, tiny_classifier().predict(x), atol=1e-5)
-        assert np.abs(predicted - fitted).max() > 1e-3
-
-    @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
-    def test_a_model_with_a_view_on_activations_still_runs_in_bfloat16(self, precision, x, matrix_units):
-        given = encoded("view", TinyNet(), SHAPE, NB_CLASSES)
-        dtypes = []
-        given.classifier.model.inner.conv.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
-        with borrow(given.classifier, precision=precision) as module:
-            images = torch.from_numpy(x).requires_grad_(True)
-            torch.autograd.grad(module(images).sum(), images)
-        assert dtypes[-1] == torch.bfloat16
-
-    def test_auto_falls_back_to_float32_where_a_model_has_no_bfloat16(self, x, matrix_units):
-        class Picky(TinyNet):
-            def features(self, x):
-                features = super().features(x)
-                if features.dtype == torch.bfloat16:
-                    raise RuntimeError("not implemented for 'BFloat16'")
-                return features
-
-        classifier = build_classifier(Picky(), input_shape=SHAPE, nb_classes=NB_CLASSES)
-        with borrow(classifier, precision="auto") as module:
-            module.eval()
-            logits = module(torch.from_numpy(x)).detach().numpy()
-        np.testing.assert_array_equal(logits, classifier.predict(x))
-        with (
-            untouched(classifier),
-            pytest.raises(RuntimeError, match="BFloat16"),
-            borrow(classifier, precision="bfloat16"),
-        ):
-            pass
-
-    def test_frozen_batch_normalisation_stays_in_evaluation_mode_when_the_rest_trains(self, x):
-        classifier = tiny_classifier(dropout=0.5)
-        before = weights(classifier)
-        with borrow(classifier, precision="float32") as module:
-            module.freeze_bn = True
-            module.train()
-            assert not classifier.model.bn.training
-            assert classifier.model.dropout.training
-            module(torch.from_numpy(x))
-            assert same_weights(before, classifier)
-            module.freeze_bn = False
-            module.train()
-            assert classifier.model.bn.training
-
-    def test_an_unknown_precision_is_refused(self):
-        with (
-            pytest.raises(ValueError, match=r"^precision: got 'half', expected one of 'auto'"),
-            borrow(tiny_classifier(), precision="half"),
-        ):
-            pass
-
-
 class TestCheckClassifier:
     @staticmethod
     def built(**changes):
@@ -373,62 +193,3 @@ class TestCheckClassifier:
     def test_classifiers_that_cannot_be_worked_on_are_refused(self, changes, message):
         with pytest.raises(ValueError, match=message):
             check_classifier("victim", self.built(**changes))
-
-
-class TestIsolatedRng:
-    @staticmethod
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    @pytest.mark.parametrize("seed", [None, 5])
-    @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-    def test_all_global_generators_are_left_as_they_were(self, seed, fails):
-        before = global_rng()
-        try:
-            with isolated_rng(seed):
-                self.draw()
-                assert global_rng() != before
-                if fails:
-                    raise KeyError
-        except KeyError:
-            pass
-        assert global_rng() == before
-
-    def test_a_seed_fixes_torchs_stream_and_none_goes_on_with_it(self):
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            expected = torch.rand(3)
-            following = torch.rand(3)
-            torch.manual_seed(5)
-            torch.rand(3)
-            with isolated_rng(5):
-                assert torch.equal(torch.rand(3), expected)
-            with isolated_rng():
-                assert torch.equal(torch.rand(3), following)
-            assert torch.equal(torch.rand(3), following)
-
-
-class TestTheWatchItself:
-    """The assertions of all these tests rest on `untouched`."""
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda c: c.model.fc.weight.data.add_(1e-6), "weights changed"),
-            (lambda c: c.model.bn.running_var.mul_(1.5), "weights changed"),
-            (lambda c: c.model.bn.train(), "modes changed"),
-            (lambda c: c._model.eval(), "modes changed"),
-            (lambda c: c.model.fc.weight.requires_grad_(False), "flags changed"),
-            (lambda c: c.model.to(memory_format=torch.channels_last), "strides changed"),
-            (lambda c: c.model.fc.weight.sum().backward(), "gradients changed"),
-            (lambda c: c.optimizer.param_groups[0].update(lr=7.0), "the optimizer changed"),
-            (lambda c: next(iter(c.optimizer.state.values()))["momentum_buffer"].add_(1), "the optimizer changed"),
-            (lambda c: random.random(), "generator was moved"),
-            (lambda c: np.random.rand(), "generator was moved"),
-            (lambda c: torch.rand(1), "generator was moved"),
-        ],
-    )
-    def test_it_sees_each_change(self, change, message):
-        classifier = tiny_classifier(momentum=0.9)
-        with pytest.raises(AssertionError, match=message), untouched(classifier):
-            change(classifier)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.attacks import PERTURBATIONS, BadNets, Blend, InputAware, WaNet
+from art_aft.attacks import TRIGGERS, BadNets, Blend, InputAware, Trigger, WaNet
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
 
@@ -37,7 +37,7 @@ def test_a_classifier_comes_back_bit_for_bit(tmp_path, settings):
 @pytest.mark.parametrize(
     "trigger",
     [
-        *[make() for make in PERTURBATIONS.values()],
+        *[make() for make in TRIGGERS.values()],
         BadNets(np.ones((2, 2)), margin=3, clip_values=(0, 1)),
         Blend(seed=9, ratio=0.1, grid_size=None),
         WaNet(seed=9, strength=0.7),
@@ -53,6 +53,16 @@ def test_a_trigger_comes_back_with_all_its_settings(tmp_path, trigger):
     again = storage.load(tmp_path / "m", device_type="cpu").trigger
     assert type(again) is type(trigger)
     np.testing.assert_array_equal(again(X), trigger(X))
+
+
+def test_a_trigger_of_an_unregistered_class_is_refused_before_anything_is_written(tmp_path):
+    class Own(Trigger):
+        def _stamp(self, x, out):
+            out[...] = 1
+
+    with pytest.raises(ValueError, match="trigger: got Own, expected one of a registered class"):
+        storage.save(tmp_path / "m", classifier(), "wrn-10-1", trigger=Own())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_ever_unpickled(tmp_path):

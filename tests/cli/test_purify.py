@@ -1,6 +1,7 @@
 """`art-aft purify`, as an engineer with a suspect file and some clean images uses it."""
 
 import json
+import sys
 import zipfile
 from io import BytesIO
 
@@ -13,9 +14,10 @@ from art_aft.attacks import BadNets
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import predict_labels
 from art_aft.cli import main as cli
+from art_aft.defences import FineTuning
 
-SHARED = ["--defence", "aft", "--preset", "shared"]
-SHARED += ["--set", "eps=0.6", "batch_size=32", "learning_rate=0.02", "padding=0", "mirror=False"]
+UNIVERSAL = ["--defence", "universal_aft", "--preset", "distilled", "--no-horizontal-flip"]
+UNIVERSAL += ["--set", "eps=0.6", "batch_size=32", "learning_rate=0.02", "padding=0", "temperature=0", "nb_epochs=10"]
 
 
 def to_zip(path, x, y):
@@ -30,7 +32,8 @@ def to_zip(path, x, y):
 
 @pytest.fixture
 def model(infected, tmp_path):
-    storage.save(tmp_path / "suspect-0.1", infected.classifier, "wrn-10-1", trigger=BadNets())
+    facts = {"victim": {"data": "digits"}}
+    storage.save(tmp_path / "suspect-0.1", infected.classifier, "wrn-10-1", trigger=BadNets(), facts=facts)
     return tmp_path / "suspect-0.1"
 
 
@@ -46,7 +49,7 @@ def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, ki
     else:
         to_zip(data, infected.x, infected.y)
     before = (model.with_name(model.name + ".safetensors")).read_bytes()
-    assert purify(model, data, tmp_path / "out" / "clean", *SHARED) == 0
+    assert purify(model, data, tmp_path / "out" / "clean", *UNIVERSAL) == 0
     assert "written" in capsys.readouterr().out
     assert (model.with_name(model.name + ".safetensors")).read_bytes() == before
     stored = storage.load(tmp_path / "out" / "clean")
@@ -57,7 +60,8 @@ def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, ki
     report = json.loads((tmp_path / "out" / "clean.report.json").read_text())
     assert report == stored.facts
     assert (report["n_images"], report["n_held_out"]) == (108, 12)
-    assert report["settings"]["preset"] == "shared"
+    assert report["preset"] == "distilled"
+    assert report["settings"]["sparse_share"] == 0  # the preset's
     assert report["settings"]["learning_rate"] == 0.02
     order = np.random.default_rng(0).permutation(120)[:12]
     if kind == "npz":
@@ -71,11 +75,11 @@ def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, ki
 
 def test_settings_are_found_by_default(infected, model, tmp_path):
     np.savez(tmp_path / "digits.npz", x=infected.x, y=infected.y)
-    told = ["--max-accuracy-drop", "0.2", "--set", "padding=1", "batch_size=32", "min_steps=150"]
-    assert purify(model, tmp_path / "digits.npz", tmp_path / "out", *told) == 0
+    settings = ["--max-accuracy-drop", "0.2", "--set", "padding=1", "batch_size=32", "min_steps=150"]
+    assert purify(model, tmp_path / "digits.npz", tmp_path / "out", *settings) == 0
     report = json.loads((tmp_path / "out.report.json").read_text())
     assert report["defence"] == "auto"
-    assert report["settings"]["mirror"] is False  # digits
+    assert report["settings"]["horizontal_flip"] is False  # digits
     assert report["settings"]["max_accuracy_drop"] == report["max_accuracy_drop"] == 0.2
     assert report["trials"][-1]["accepted"]
     scores = infected.scores(storage.load(tmp_path / "out").classifier)
@@ -83,17 +87,66 @@ def test_settings_are_found_by_default(infected, model, tmp_path):
     assert scores.acc > 0.9
 
 
-def test_it_is_said_if_no_setting_kept_the_accuracy(infected, model, tmp_path, capsys):
+def test_the_output_tells_if_no_setting_kept_the_accuracy(infected, model, tmp_path, capsys):
     np.savez(tmp_path / "digits.npz", x=infected.x, y=infected.y)
-    purify(model, tmp_path / "digits.npz", tmp_path / "out", "--preset", "paper", "--max-accuracy-drop", "0")
+    ruin = "candidates=[{'eps': 1.0, 'max_iter': 2, 'learning_rate': 5.0, 'label_epochs': 1}]"
+    arguments = ["--max-accuracy-drop", "0", "--set", ruin, "min_steps=2"]
+    purify(model, tmp_path / "digits.npz", tmp_path / "out", *arguments)
     (trial,) = json.loads((tmp_path / "out.report.json").read_text())["trials"]
     assert not trial["accepted"]
-    assert "the one that lost least is taken" in capsys.readouterr().out
+    assert "the result is the one that lost least" in capsys.readouterr().out
+
+
+@pytest.fixture
+def flips(infected, monkeypatch):
+    """Run `art-aft purify` without any work; return whether the defence would flip images, and what was printed."""
+
+    def flips(model, data, output, *arguments):
+        seen = []
+        monkeypatch.setattr(FineTuning, "_purify", lambda self, *_: seen.append(self.horizontal_flip))
+        data.parent.mkdir(parents=True, exist_ok=True)
+        to_zip(data, infected.x[:20], infected.y[:20])
+        assert purify(model, data, output, "--defence", "fine_tuning", *arguments) == 0
+        return seen
+
+    return flips
+
+
+@pytest.mark.parametrize(
+    ("facts", "arguments", "flipped"),
+    [
+        ({"victim": {"data": "digits"}}, [], False),
+        ({"victim": {"data": "/data/GTSRB"}}, [], False),
+        ({"victim": {"data": "/data/gtsrb-team/cifar10"}}, [], True),
+        ({}, [], True),
+        ({}, ["--no-horizontal-flip"], False),
+        ({"victim": {"data": "digits"}}, ["--horizontal-flip"], True),
+        ({"victim": {"data": "digits"}}, ["--set", "horizontal_flip=True"], True),
+    ],
+)
+def test_flips_are_an_option_or_a_property_of_the_models_data_set(
+    infected, tmp_path, capsys, flips, facts, arguments, flipped
+):
+    """And never one of the path of the clean images."""
+    storage.save(tmp_path / "model", infected.classifier, "wrn-10-1", facts=facts)
+    data = tmp_path / "gtsrb-team" / "cifar10" / "clean.zip"
+    assert flips(tmp_path / "model", data, tmp_path / "out", *arguments) == [flipped]
+    assert f"horizontal flips: {'yes' if flipped else 'no'}" in capsys.readouterr().out
+    # The purified model still knows its data set.
+    assert storage.load(tmp_path / "out").facts.get("victim") == facts.get("victim")
+
+
+def test_settings_of_stage_1_reach_its_attack(infected, model, tmp_path):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    settings = ["--set", "attack={'eps': 0.05, 'max_iter': 1}", "nb_epochs=1", "clean_epochs=0"]
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out", "--defence", "aft", *settings) == 0
+    attack = json.loads((tmp_path / "out.report.json").read_text())["settings"]["attack"]
+    assert (attack["class"], attack["eps"], attack["max_iter"]) == ("TorchAttacksPGD", 0.05, 1)
 
 
 def test_too_much_accuracy_lost_means_status_1_and_no_model(infected, model, tmp_path, capsys):
     np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
-    ruin = ["--defence", "aft", "--set", "learning_rate=5.0", "nb_epochs=2", "clean_epochs=0", "mirror=False"]
+    ruin = ["--defence", "aft", "--set", "learning_rate=5.0", "nb_epochs=2", "clean_epochs=0"]
     assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *ruin) == 1
     assert "no model is written" in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()
@@ -103,7 +156,7 @@ def test_too_much_accuracy_lost_means_status_1_and_no_model(infected, model, tmp
 
 
 ARCHITECTURE = ["--input-shape", "1", "16", "16", "--nb-classes", "10"]
-QUICK = ["--defence", "fine_tuning", "--set", "nb_epochs=1", "mirror=False", "padding=0"]
+QUICK = ["--defence", "fine_tuning", "--no-horizontal-flip", "--set", "nb_epochs=1", "padding=0"]
 
 
 def test_a_state_dict_with_the_name_of_its_model(infected, tmp_path):
@@ -124,11 +177,21 @@ def test_a_state_dict_with_a_factory(infected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": infected.classifier.model.state_dict()}, tmp_path / "suspect.pt")
     np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
     arguments = ["--model", "their_model:make", *ARCHITECTURE, *QUICK]
     assert purify("suspect.pt", "clean.npz", "out", *arguments) == 0
+    assert sys.path[-1] == str(tmp_path)  # behind all installed modules
     again = storage.open_classifier("out.safetensors", model="their_model:make", input_shape=(1, 16, 16), nb_classes=10)
     assert not same_weights(again, infected.classifier)
     assert infected.scores(again).acc > 0.9
+
+
+def test_without_a_factory_the_working_directory_is_no_place_for_modules(infected, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    assert purify(model, "clean.npz", "out", *QUICK) == 0
+    assert not {"", str(tmp_path)} & set(sys.path)
 
 
 def test_mean_and_deviation_are_part_of_the_model(infected, tmp_path):
@@ -159,9 +222,11 @@ class Pickled:
         (["--model", "json:loads", *ARCHITECTURE], "expected module:factory"),
         (["--model", "wrn-16-1", *ARCHITECTURE], "tensors that do not fit the model"),
         (["--held-out", "0.95"], "--held-out: got 0.95"),
+        (["--defence", "aft", "--preset", "magic"], "--preset: got 'magic' for aft, expected one of: paper"),
+        (["--preset", "paper"], "--preset: got 'paper' for auto, expected none: it has no presets"),
     ],
 )
-def test_what_is_wrong_is_said_with_status_2(infected, tmp_path, capsys, arguments, message):
+def test_an_error_names_what_is_wrong_with_status_2(infected, tmp_path, capsys, arguments, message):
     torch.save(infected.classifier.model.state_dict(), tmp_path / "suspect.pth")
     np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
     assert purify(tmp_path / "suspect.pth", tmp_path / "clean.npz", tmp_path / "out", *arguments) == 2

@@ -26,7 +26,7 @@ def test_digits_have_the_documented_shapes_types_and_range(data):
     assert data.clip_values == (0.0, 1.0)
     assert data.nb_classes == 10
     assert data.input_shape == (1, 16, 16)
-    assert data.mirror is False
+    assert data.horizontal_flip is False
 
 
 def test_each_raw_digit_appears_exactly_once_with_its_label(data):

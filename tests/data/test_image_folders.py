@@ -11,12 +11,14 @@ from PIL import Image
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne
-from art_aft.classifiers.classifier import build_classifier, features
+from art_aft.classifiers.classifier import build_classifier, features, images_for
 from art_aft.data import datasets
 from art_aft.data.pixels import to_8bit, to_float
 from art_aft.metrics import evaluate
 from art_aft.models import build_model
-from art_aft.training.loop import Recipe, fit
+from art_aft.training.batches import Batches
+from art_aft.training.loop import fit
+from art_aft.training.recipe import Recipe
 
 RNG = np.random.default_rng(0)
 
@@ -67,14 +69,28 @@ def test_folders_and_zips_hold_the_pixels_that_were_written(folder, packed):
             np.testing.assert_array_equal(np.moveaxis(x[row], 0, -1), image)
 
 
-@pytest.mark.parametrize(("name", "mirror"), [("gtsrb", False), ("GTSRB-small", False), ("cifar10", True)])
-def test_traffic_signs_are_never_mirrored(tmp_path, name, mirror):
+@pytest.mark.parametrize(
+    ("name", "flip"),
+    [("gtsrb", False), ("GTSRB", False), ("svhn", False), ("cifar10", True), ("gtsrb-team/cifar10", True)],
+)
+def test_traffic_signs_and_digits_are_not_flipped_by_the_folders_whole_name(tmp_path, name, flip):
     write(tmp_path / name / "train", ["a", "b"], 1)
     write(tmp_path / name / "test", ["a"], 1)
-    assert datasets.load(tmp_path / name).mirror is mirror
+    assert datasets.load(tmp_path / name).horizontal_flip is flip
+    for given in (True, False):
+        assert datasets.image_folders(tmp_path / name, horizontal_flip=given).horizontal_flip is given
 
 
-def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+def test_a_name_that_only_contains_another_one_is_a_name_of_its_own(tmp_path):
+    assert [datasets.may_be_flipped(tmp_path / name) for name in ("gtsrb-team", "mnist2", "MNIST")] == [
+        True,
+        True,
+        False,
+    ]
+    assert not datasets.may_be_flipped("digits")
+
+
+def test_what_is_wrong_with_a_folder_is_reported(tmp_path):
     with pytest.raises(ValueError, match=r"unknown data set '.*nowhere', expected 'digits', 'cifar10' or a folder"):
         datasets.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"without train/ or train\.zip"):
@@ -114,7 +130,8 @@ def test_8_bit_data_give_what_the_same_floats_give():
     results = []
     for data in (x8, x):
         classifier = build_classifier("wrn-10-1", input_shape=(1, 8, 8), nb_classes=3, device_type="cpu")
-        fit(classifier, data, y, Recipe(nb_epochs=2, batch_size=8, precision="float32", padding=1))
+        recipe = Recipe(nb_epochs=2, batch_size=8, precision="float32", padding=1)
+        fit(classifier, Batches(images_for(classifier, data, y), recipe, classifier.device), recipe)
         adversarial = TorchAttacksPGD(classifier, precision="float32").generate(data, y)
         results.append((classifier.predict(x), adversarial, evaluate(classifier, data, y, BadNets(), AllToOne(0))))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-3)

@@ -9,22 +9,41 @@ from art.data_generators import PyTorchDataGenerator
 from helpers import NB_CLASSES, SHAPE, global_rng, same_weights, tiny_classifier, tiny_data, weights
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from art_aft import AdversarialFineTuning, AdversarialFineTuningTrainer, AllToOne, BackdoorScan, evaluate
+from art_aft import (
+    AdversarialFineTuning,
+    AdversarialFineTuningTrainer,
+    AllToOne,
+    BackdoorScan,
+    TorchAttacksPGD,
+    evaluate,
+)
 from art_aft.attacks import BadNets
-from art_aft.data import loaders as large_data
-from art_aft.defences import FineTuning
+from art_aft.data import loaders
+from art_aft.data.loaders import batch_sizes
+from art_aft.defences import (
+    AdversarialFineTuningWithoutCleanData,
+    FinePruning,
+    FineTuning,
+    NeuralAttentionDistillation,
+    NeuralCleanse,
+    UniversalAdversarialFineTuning,
+)
 from art_aft.runtime.devices import PeakMemory
 
 SETTINGS = {"batch_size": 8, "nb_epochs": 2, "padding": 1, "precision": "float32"}
 FORMS = {
-    "per image": {"clean_epochs": 1},
-    "shared": {"adversary": "shared", "norm": 2, "clean_epochs": 0, "clean_share": 0.5},
-    "every epoch": {"regenerate": "epoch", "clean_epochs": 0},
-    "every batch": {"regenerate": "batch", "clean_epochs": 0},
-    "views": {"augment_first": True, "n_views": 2, "clean_epochs": 0},
-    "held out": {"held_out": 0.25, "clean_epochs": 1, "recalibrate_bn": True},
-    "few steps": {"max_steps": 2, "clean_epochs": 1},
-    "kept": {"misclassified": "keep", "clean_epochs": 0},
+    "once": (AdversarialFineTuning, {"clean_epochs": 1}),
+    "every batch": (AdversarialFineTuning, {"regenerate": "batch", "clean_epochs": 0}),
+    "universal": (UniversalAdversarialFineTuning, {"label_epochs": 1, "clean_share": 0.5}),
+    "universal in few steps": (UniversalAdversarialFineTuning, {"temperature": 0.0, "max_steps": 2}),
+    "no clean data": (AdversarialFineTuningWithoutCleanData, {"early_stopping_checks": 2}),
+    "no clean data in few steps": (AdversarialFineTuningWithoutCleanData, {"max_steps": 2}),
+    "pruned": (FinePruning, {"max_drop": 0.5}),
+    "distilled attention": (NeuralAttentionDistillation, {"teacher_epochs": 1}),
+    "cleansed": (
+        NeuralCleanse,
+        {"steps": 2, "images_per_step": 16, "anomaly_threshold": -1.0, "largest_suspect": 1.0, "stamped_share": 1.0},
+    ),
 }
 
 
@@ -48,7 +67,7 @@ class ArrayLike(Dataset):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Seven images at a time."""
-    monkeypatch.setattr(large_data, "_CHUNK", 7 * int(np.prod(SHAPE)))
+    monkeypatch.setattr(loaders, "_CHUNK", 7 * int(np.prod(SHAPE)))
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -56,7 +75,8 @@ class TestDefences:
     @pytest.mark.parametrize("form", FORMS)
     def test_a_loader_gives_the_weights_that_arrays_give(self, form):
         classifier, (x, y) = tiny_classifier(), tiny_data(23)
-        defence = AdversarialFineTuning(classifier, **SETTINGS, **FORMS[form])
+        kind, settings = FORMS[form]
+        defence = kind(classifier, **SETTINGS, **settings)
         expected = defence(x, y=y)
         found = defence(loader(x, y))
         assert same_weights(found, expected)
@@ -65,7 +85,7 @@ class TestDefences:
     def test_8_bit_images_stay_8_bit(self):
         classifier, (x, y) = tiny_classifier(), tiny_data(23)
         x = (255 * x).astype(np.uint8)
-        mapped, labels = large_data.read(loader(x, y), lambda *pair: pair)
+        mapped, labels = loaders.read(loader(x, y), lambda *pair: pair)
         assert isinstance(mapped, np.memmap)
         assert mapped.dtype == np.uint8
         np.testing.assert_array_equal(mapped, x)
@@ -105,9 +125,10 @@ class TestDefences:
     def test_memory_does_not_grow_with_the_images(self):
         count = 30_000
         size = count * 4 * int(np.prod(SHAPE))
-        settings = {"max_iter": 1, "nb_epochs": 1, "clean_epochs": 0, "precision": "float32", "padding": 0}
+        settings = {"nb_epochs": 1, "clean_epochs": 0, "precision": "float32", "padding": 0}
         classifier = tiny_classifier()
-        defence = AdversarialFineTuning(classifier, **settings)
+        attack = TorchAttacksPGD(classifier, max_iter=1, precision="float32")
+        defence = AdversarialFineTuning(classifier, attack, **settings)
         images = DataLoader(ArrayLike(count), batch_size=500)
         defence(DataLoader(ArrayLike(1000), batch_size=500))
         with PeakMemory(classifier.device) as of_loader:
@@ -144,14 +165,14 @@ class TestScan:
         classifier, (x, y) = tiny_classifier(), tiny_data(23)
         scan = BackdoorScan(classifier, effort="cheap", precision="float32")
         found, expected = scan(loader(x, y)), scan(x, y)
-        assert found.signs == expected.signs
+        assert found.evidence == expected.evidence
         np.testing.assert_array_equal(found.label_matrix, expected.label_matrix)
 
     def test_every_image_of_a_loader_is_as_likely_to_be_drawn(self):
         x, y = np.arange(17.0)[:, None], np.arange(17)
         counts = np.zeros(17)
         for seed in range(2000):
-            images, labels = large_data.sample(loader(x, y), 6, seed, lambda *pair: pair)
+            images, labels = loaders.sample(loader(x, y), 6, seed, lambda *pair: pair)
             np.testing.assert_array_equal(images[:, 0], labels)
             assert len(np.unique(labels)) == 6
             counts[labels] += 1
@@ -175,7 +196,7 @@ class TestErrors:
 
     def test_labels_beside_a_loader(self):
         x, y = tiny_data(8)
-        self.check("y: got labels beside a loader", loader(x, y), y=y)
+        self.check("y: got labels beside DataLoader", loader(x, y), y=y)
 
     def test_a_loader_without_labels(self):
         self.check("pairs", DataLoader(torch.zeros(4, *SHAPE)), TypeError)
@@ -193,4 +214,14 @@ class TestErrors:
         x, y = (torch.from_numpy(part) for part in tiny_data(4))
         batches = [(x, y), ((255 * x).byte(), y)]
         with pytest.raises(ValueError, match=r"float32 and of uint8"):
-            large_data.read(DataLoader(batches, batch_size=None), lambda a, b: (a, b))
+            loaders.read(DataLoader(batches, batch_size=None), lambda a, b: (a, b))
+
+
+def test_batch_sizes_add_up_and_only_the_last_may_differ():
+    for n in range(1, 40):
+        for batch_size in range(2, 12):
+            sizes = batch_sizes(n, batch_size)
+            assert sum(sizes) == n
+            assert all(size == batch_size for size in sizes[:-1])
+            assert 1 <= sizes[-1] <= batch_size + 1
+            assert sizes[-1] != 1 or n == 1

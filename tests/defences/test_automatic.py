@@ -5,11 +5,20 @@ import pytest
 import torch
 from helpers import same_weights, tiny_classifier, tiny_data, untouched
 
-from art_aft.classifiers.classifier import build_classifier, clone
-from art_aft.defences import AccuracyLost, AdversarialFineTuning, AutomaticFineTuning, FinePruning, automatic
-from art_aft.training.loop import Recipe, fit
+from art_aft.classifiers.classifier import build_classifier, clone, images_for
+from art_aft.defences import AccuracyLost, AutomaticFineTuning, FinePruning, UniversalAdversarialFineTuning, automatic
+from art_aft.training.batches import Batches
+from art_aft.training.loop import fit
+from art_aft.training.recipe import Recipe
 
-GENTLE = {"adversary": "shared", "nb_epochs": 1, "clean_epochs": 0, "learning_rate": 1e-4, "max_iter": 2}
+GENTLE = {
+    "nb_epochs": 1,
+    "temperature": 0.0,
+    "sparse_share": 0.0,
+    "schedule": "constant",
+    "learning_rate": 1e-4,
+    "max_iter": 2,
+}
 # A rate at which nothing is left of what the classifier knew.
 WILD = {**GENTLE, "nb_epochs": 3, "learning_rate": 100.0}
 OWN = {
@@ -17,7 +26,7 @@ OWN = {
     "pruning_drop": 0.0,
     "batch_size": 8,
     "padding": 0,
-    "mirror": False,
+    "horizontal_flip": False,
     "precision": "float32",
     "seed": 5,
 }
@@ -37,7 +46,8 @@ def data():
 @pytest.fixture(scope="module")
 def trained(data):
     classifier = tiny_classifier()
-    fit(classifier, *data, Recipe(nb_epochs=10, batch_size=20, learning_rate=0.1, precision="float32"))
+    recipe = Recipe(nb_epochs=10, batch_size=20, learning_rate=0.1, precision="float32")
+    fit(classifier, Batches(images_for(classifier, *data), recipe, classifier.device), recipe)
     assert accuracy(classifier, *data) == 1
     return classifier
 
@@ -55,11 +65,11 @@ def held_out(x, y, share=0.2, seed=OWN["seed"]):
 
 def by_hand(classifier, settings):
     own = {key: value for key, value in OWN.items() if key not in ("min_steps", "pruning_drop")}
-    return AdversarialFineTuning(classifier, **settings, **own)
+    return UniversalAdversarialFineTuning(classifier, **settings, **own)
 
 
-def told(settings):
-    return {**settings, "eps": pytest.approx(4 / 255), "n_pruned": 0}
+def chosen(settings):
+    return {**settings, "eps": pytest.approx((432 / 3072) ** 0.5), "target": None, "n_pruned": 0}
 
 
 def accuracy(classifier, x, y):
@@ -73,9 +83,9 @@ def test_the_first_setting_that_keeps_the_accuracy_is_taken(victim, data):
     held, shown = held_out(*data)
     assert same_weights(purified, by_hand(victim, GENTLE)(shown[0], y=shown[1]))
     report = defence.report
-    assert [trial.settings for trial in report.trials] == [told(WILD), told(GENTLE)]
+    assert [trial.settings for trial in report.trials] == [chosen(WILD), chosen(GENTLE)]
     assert [trial.accepted for trial in report.trials] == [False, True]
-    assert (report.chosen, report.accepted) == (told(GENTLE), True)
+    assert (report.chosen, report.accepted) == (chosen(GENTLE), True)
     assert (report.n_images, report.n_held_out) == (60, 12)
     assert report.accuracy_before == accuracy(victim, *held) == 1
     assert report.accuracy_after == report.trials[1].accuracy == pytest.approx(accuracy(purified, *held))
@@ -83,7 +93,7 @@ def test_the_first_setting_that_keeps_the_accuracy_is_taken(victim, data):
     assert report.trials[0].accuracy == pytest.approx(accuracy(lost, *held))
     assert report.trials[0].accuracy < 0.95
     assert [stage.name for stage in report.stages] == ["Trial 1", "Trial 2"]
-    assert [stage.name for stage in report.trials[0].stages] == ["Stage 1", "Stage 2", "Stage 3"]
+    assert [stage.name for stage in report.trials[0].stages] == ["Stage 1", "Stage 2"]
     assert sum(stage.seconds for stage in report.stages) <= report.seconds
 
 
@@ -93,7 +103,7 @@ def test_the_strongest_ends_the_search_if_it_is_good_enough(victim, data):
     assert len(defence.report.trials) == 1
 
 
-def test_idle_channels_are_cut_off_before_the_first_trial(victim, data, monkeypatch):
+def test_idle_channels_are_pruned_before_the_first_trial(victim, data, monkeypatch):
     monkeypatch.setattr(automatic, "_DECIDING", 1)
     defence = AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "pruning_drop": 0.3})
     with untouched(victim):
@@ -101,9 +111,10 @@ def test_idle_channels_are_cut_off_before_the_first_trial(victim, data, monkeypa
     _, shown = held_out(*data)
     pruning = FinePruning(victim, max_drop=0.3, held_out=0.2, nb_epochs=0, precision="float32", seed=OWN["seed"])
     pruned = pruning(shown[0], y=shown[1])
-    assert len(pruning.pruned_channels) > 0
+    n_pruned = len(pruning.report.pruned_channels)
+    assert n_pruned > 0
     assert same_weights(purified, by_hand(pruned, GENTLE)(shown[0], y=shown[1]))
-    assert defence.n_pruned == defence.report.chosen["n_pruned"] == len(pruning.pruned_channels)
+    assert defence.report.n_pruned == defence.report.chosen["n_pruned"] == n_pruned
     assert [stage.name for stage in defence.report.stages] == ["Pruning", "Trial 1", "Trial 2"]
     assert defence.report.accuracy_before == 1  # the infected classifier's, not that of the pruned one
 
@@ -126,7 +137,7 @@ def test_a_network_without_channels_is_not_pruned(data, monkeypatch):
     purified = defence(data[0], y=data[1])
     _, shown = held_out(*data)
     assert same_weights(purified, by_hand(classifier, GENTLE)(shown[0], y=shown[1]))
-    assert defence.n_pruned == 0
+    assert defence.report.n_pruned == 0
 
 
 def test_where_all_lose_too_much_the_best_comes_back_and_the_report_says_so(victim, data):
@@ -158,19 +169,31 @@ def test_a_loss_and_its_error_of_exactly_the_bound_are_accepted(victim, data, be
     assert second.report.accepted == (beyond == 0)
 
 
-def test_the_ball_is_looked_for_once(victim, data, monkeypatch):
-    asked = []
+def test_perturbations_are_searched_for_once(victim, data, monkeypatch):
+    searched = []
+    search = UniversalAdversarialFineTuning._find_dense
 
-    def look(defence, classifier, x, y):
-        asked.append(len(x))
-        return 0.07
+    def watch(defence, classifier, images, settings):
+        searched.append(len(images))
+        return search(defence, classifier, images, settings)
 
-    monkeypatch.setattr(AdversarialFineTuning, "_working_radius", look)
+    monkeypatch.setattr(UniversalAdversarialFineTuning, "_find_dense", watch)
     candidates = ({**WILD, "eps": "auto"}, {**GENTLE, "eps": "auto"})
     defence = AutomaticFineTuning(victim, candidates=candidates, **OWN)
     defence(data[0], y=data[1])
-    assert asked == [48]
-    assert [trial.settings["eps"] for trial in defence.report.trials] == [0.07, 0.07]
+    assert searched == [48]
+    first, second = (trial.settings["eps"] for trial in defence.report.trials)
+    assert first == second
+    ladder = [2.0**k * (432 / 3072) ** 0.5 for k in range(-2, 4)]
+    assert any(first == pytest.approx(eps) for eps in ladder)
+
+
+def test_the_focus_is_on_the_label_that_the_infected_last_layer_favours(victim, data):
+    with torch.no_grad():
+        victim.model.fc.weight[2] *= 50
+    defence = AutomaticFineTuning(victim, candidates=(GENTLE,), **OWN)
+    defence(data[0], y=data[1])
+    assert defence.report.chosen["target"] == 2
 
 
 def test_few_images_are_seen_more_often(victim, data):
@@ -181,20 +204,20 @@ def test_few_images_are_seen_more_often(victim, data):
 
 def test_what_is_held_out_trains_nothing(victim, data, monkeypatch):
     trained_on = []
-    run = AdversarialFineTuning.__call__
+    run = UniversalAdversarialFineTuning.__call__
 
     def watch(defence, x, **more):
-        trained_on.append({image.tobytes() for image in x})
+        trained_on.append({image.tobytes() for image in x.pixels})
         return run(defence, x, **more)
 
-    monkeypatch.setattr(AdversarialFineTuning, "__call__", watch)
+    monkeypatch.setattr(UniversalAdversarialFineTuning, "__call__", watch)
     AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **OWN)(data[0], y=data[1])
     hidden = {image.tobytes() for image in held_out(*data)[0][0]}
     assert [(len(images), len(hidden & images)) for images in trained_on] == [(48, 0), (48, 0)]
 
 
 def test_a_backdoor_goes_with_nothing_set(infected):
-    defence = AutomaticFineTuning(infected.classifier, mirror=False, padding=1)
+    defence = AutomaticFineTuning(infected.classifier, horizontal_flip=False, padding=1)
     purified = defence(infected.x, y=infected.y)
     scores = infected.scores(purified)
     assert scores.asr < 0.02

@@ -7,27 +7,35 @@ from helpers import linear_classifier, same_weights, tiny_classifier, tiny_data,
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne
 from art_aft.attacks.poisoning import poison
-from art_aft.classifiers.classifier import clone
+from art_aft.classifiers.classifier import clone, images_for, margins
 from art_aft.data.datasets import digits, split_clean
-from art_aft.defences import AdversarialFineTuning, ProgressiveErasing
-from art_aft.defences.early_stop import margins
+from art_aft.defences import ProgressiveErasing, UniversalAdversarialFineTuning
 from art_aft.defences.progressive_erasing import least_of_each_label
 
-QUICK = {"adversary": "shared", "nb_epochs": 2, "clean_epochs": 0, "learning_rate": 0.05, "max_iter": 2}
-OWN = {"min_steps": 0, "batch_size": 8, "padding": 0, "mirror": False, "precision": "float32", "seed": 3}
+QUICK = {
+    "nb_epochs": 2,
+    "temperature": 0.0,
+    "sparse_share": 0.0,
+    "schedule": "constant",
+    "learning_rate": 0.05,
+    "max_iter": 2,
+}
+OWN = {"min_steps": 0, "batch_size": 8, "padding": 0, "horizontal_flip": False, "precision": "float32", "seed": 3}
 
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Record the images, labels and steps of each run of Adversarial Fine-Tuning, and the weights it begins with."""
+    """Record each run: its images, labels and steps, the weights it starts from, the perturbations it is given."""
     seen = []
-    original = AdversarialFineTuning.__call__
+    original = UniversalAdversarialFineTuning.__call__
 
     def call(defence, x, transformed_classifier=None, y=None):
-        seen.append((x, y, defence.max_steps, clone(transformed_classifier or defence.classifier), defence.known))
-        return original(defence, x, transformed_classifier, y)
+        images = x if y is None else images_for(defence.classifier, x, y)
+        begun = clone(transformed_classifier or defence.classifier)
+        seen.append((images.pixels, images.labels, defence.max_steps, begun, defence.perturbations))
+        return original(defence, images, transformed_classifier)
 
-    monkeypatch.setattr(AdversarialFineTuning, "__call__", call)
+    monkeypatch.setattr(UniversalAdversarialFineTuning, "__call__", call)
     return seen
 
 
@@ -47,7 +55,9 @@ def test_margins_are_the_given_logit_above_the_next():
     weights = np.zeros((3, 1, 1, 2))
     weights[:, 0, 0, 0] = [1.0, 2.0, 4.0]
     x = np.array([[[[1.0, 0.0]]], [[[0.5, 0.0]]], [[[1.0, 0.0]]]], dtype=np.float32)
-    np.testing.assert_allclose(margins(linear_classifier(weights), x, np.array([2, 2, 0])), [2.0, 1.0, -3.0])
+    classifier = linear_classifier(weights)
+    found = margins(classifier, images_for(classifier, x / 4, np.array([2, 2, 0])))
+    np.testing.assert_allclose(found, [0.5, 0.25, -0.75])
 
 
 def test_each_label_has_its_share_of_those_that_lost_least():
@@ -57,7 +67,7 @@ def test_each_label_has_its_share_of_those_that_lost_least():
     assert least_of_each_label(values, y, 1.0).all()
 
 
-def test_each_label_is_judged_by_a_model_that_did_not_see_it(runs):
+def test_each_label_is_scored_by_a_model_that_did_not_see_it(runs):
     victim = tiny_classifier()
     x, y = numbered()
     defence = erasing(victim)
@@ -86,10 +96,11 @@ def test_what_an_image_lost_is_its_margin_before_less_that_of_its_judge():
     seen = np.random.default_rng([OWN["seed"], 0]).permutation(40)
     others = seen[~np.isin(y[seen], left_out)]
     own = {key: value for key, value in OWN.items() if key != "min_steps"}
-    judge = AdversarialFineTuning(victim, **{**QUICK, "max_steps": 5}, **own)(x[others], y=y[others])
+    judge = UniversalAdversarialFineTuning(victim, **{**QUICK, "max_steps": 5}, **own)(x[others], y=y[others])
     judged = np.isin(y, left_out)
-    expected = margins(victim, x[judged], y[judged]) - margins(judge, x[judged], y[judged])
-    np.testing.assert_allclose(defence.lost[judged], expected, rtol=1e-4, atol=1e-5)
+    images = images_for(victim, x[judged], y[judged])
+    expected = margins(victim, images) - margins(judge, images)
+    np.testing.assert_allclose(defence.report.lost[judged], expected, rtol=1e-4, atol=1e-5)
     assert np.abs(expected).max() > 0.1
 
 
@@ -99,15 +110,15 @@ def test_the_round_is_a_purification_on_the_images_picked(runs):
     defence = erasing(victim, min_steps=6)
     purified = defence(x, y=y)
     images, labels, _, _, known = runs[-1]
-    assert defence.picked.sum() == len(images) == 12  # three of each label's ten
-    assert np.bincount(y[defence.picked]).tolist() == [3, 3, 3, 3]
-    assert {image.tobytes() for image in images} == {image.tobytes() for image in x[defence.picked]}
+    picked, lost = defence.report.picked, defence.report.lost
+    assert picked.sum() == len(images) == 12  # three of each label's ten
+    assert np.bincount(y[picked]).tolist() == [3, 3, 3, 3]
+    assert {image.tobytes() for image in images} == {image.tobytes() for image in x[picked]}
     for label in range(4):
         of_label = y == label
-        assert defence.lost[of_label & defence.picked].max() <= defence.lost[of_label & ~defence.picked].min()
+        assert lost[of_label & picked].max() <= lost[of_label & ~picked].min()
     own = {key: value for key, value in OWN.items() if key != "min_steps"}
-    by_hand = AdversarialFineTuning(victim, **{**QUICK, "nb_epochs": 3}, **own)  # two steps an epoch
-    by_hand.known = known
+    by_hand = UniversalAdversarialFineTuning(victim, known, **{**QUICK, "nb_epochs": 3}, **own)  # two steps an epoch
     assert same_weights(purified, by_hand(images, y=labels))
     assert defence.report.chosen == {"n_picked": 12}
 
@@ -131,8 +142,13 @@ def test_later_rounds_are_judged_by_the_purified_model(runs):
     purified = first(x, y=y)
     second = erasing(victim, shares=(0.3, 0.6))
     second(x, y=y)
-    assert second.picked.sum() == 24
-    np.testing.assert_allclose(second.lost, margins(victim, x, y) - margins(purified, x, y), rtol=1e-4, atol=1e-5)
+    assert second.report.picked.sum() == 24
+    np.testing.assert_allclose(
+        second.report.lost,
+        margins(victim, images_for(victim, x, y)) - margins(purified, images_for(victim, x, y)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert same_weights(runs[-1][3], victim)
 
 
@@ -146,8 +162,8 @@ def test_images_beyond_the_most_have_no_part(runs):
     x, y = numbered()
     defence = erasing(tiny_classifier(), max_images=24, shares=(1.0,))
     defence(x, y=y)
-    assert np.isnan(defence.lost).sum() == 16
-    np.testing.assert_array_equal(defence.picked, ~np.isnan(defence.lost))
+    assert np.isnan(defence.report.lost).sum() == 16
+    np.testing.assert_array_equal(defence.report.picked, ~np.isnan(defence.report.lost))
     assert len(runs[-1][0]) == 24
 
 
@@ -155,10 +171,10 @@ def test_later_rounds_pick_among_all(runs):
     x, y = numbered()
     defence = erasing(tiny_classifier(), max_images=24, shares=(1.0, 0.5))
     defence(x, y=y)
-    assert not np.isnan(defence.lost).any()
-    assert np.bincount(y[defence.picked]).tolist() == [5, 5, 5, 5]
+    assert not np.isnan(defence.report.lost).any()
+    assert np.bincount(y[defence.report.picked]).tolist() == [5, 5, 5, 5]
     assert [len(run[0]) for run in runs[-2:]] == [24, 20]
-    assert {image.tobytes() for image in runs[-1][0]} == {image.tobytes() for image in x[defence.picked]}
+    assert {image.tobytes() for image in runs[-1][0]} == {image.tobytes() for image in x[defence.report.picked]}
 
 
 def test_in_place_gives_the_same(runs):
@@ -200,11 +216,11 @@ def test_the_backdoor_goes_without_clean_data(infected):
     _, rest = split_clean(data.y_train, share=0.1, seed=0)
     planted = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(0), rate=0.1, seed=0)
     assert infected.scores(infected.classifier).asr > 0.98
-    defence = ProgressiveErasing(infected.classifier, fold_steps=40, min_steps=120, mirror=False, padding=1)
+    defence = ProgressiveErasing(infected.classifier, fold_steps=40, min_steps=120, horizontal_flip=False, padding=1)
     scores = infected.scores(defence(planted.x, y=planted.y))
     assert [stage.name for stage in defence.report.stages[-2:]] == ["Round 1", "Round 2"]
     target = planted.y == 0
     assert planted.is_poisoned[target].mean() > 0.5
-    assert planted.is_poisoned[target & defence.picked].mean() < 0.05
+    assert planted.is_poisoned[target & defence.report.picked].mean() < 0.05
     assert scores.asr < 0.05
     assert scores.acc > 0.9

@@ -4,14 +4,22 @@ import argparse
 import importlib.util
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from art_aft.cli.options import command_line
-from art_aft.defences import AdversarialFineTuning
+from art_aft.training.recipes import RECIPES
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def beside_each_other(monkeypatch):
+    """As when a benchmark runs as a program: it can import its neighbours."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def module(name):
@@ -41,10 +49,10 @@ def test_speed_is_a_ratio_of_paired_runs(part, others, monkeypatch):
 
 
 def test_the_ratio_is_the_others_time_by_our_own(monkeypatch):
-    speed = module("speed")
+    timing = module("timing")
     clock = iter([*[1.0, 3.0], *[1.0, 4.0], *[2.0, 3.0]])
-    monkeypatch.setattr(speed, "seconds", lambda work: next(clock))
-    assert speed.paired(lambda: None, lambda: None, 3) == {
+    monkeypatch.setattr(timing, "seconds", lambda work: next(clock))
+    assert timing.paired(lambda: None, lambda: None, 3) == {
         "seconds": 1.0,
         "times_as_fast": 3.0,
         "range": [1.5, 4.0],
@@ -54,8 +62,7 @@ def test_the_ratio_is_the_others_time_by_our_own(monkeypatch):
 
 def test_speed_compares_precisions_beside_seeds(monkeypatch):
     speed = module("speed")
-    recipe = speed.RECIPES["digits"]
-    monkeypatch.setitem(speed.RECIPES, "digits", type(recipe)(**{**recipe.__dict__, "nb_epochs": 1}))
+    monkeypatch.setitem(RECIPES, "digits", replace(RECIPES["digits"], nb_epochs=1))
     options = argparse.Namespace(data="digits", store=None)
     rows = list(speed.precision(options))
     assert [(row["precision"], row["seed"]) for row in rows] == [
@@ -74,7 +81,7 @@ def test_stamping_is_a_ratio_of_paired_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stamping.py", "--images", "3", "--repeats", "2", "--output", str(output)])
     stamping.main()
     rows = json.loads(output.read_text())["rows"]
-    assert {row["trigger"] for row in rows if row["than"] == "insert_image"} > set(stamping.PERTURBATIONS)
+    assert {row["trigger"] for row in rows if row["than"] == "insert_image"} > set(stamping.TRIGGERS)
     assert [row["trigger"] for row in rows if row["than"] == "grid_sample"] == ["wanet"]
     for row in rows:
         least, greatest = row["range"]
@@ -82,21 +89,22 @@ def test_stamping_is_a_ratio_of_paired_runs(tmp_path, monkeypatch):
 
 
 def rows(kind, scores, *, verdict="infected", right=True):
-    signs = {name: {"alarms": 0.0} for name in ("shared", "labels", "shift", "size")}
-    return [{"kind": kind, "score": s, "verdict": verdict, "label_right": right, "signs": signs} for s in scores]
+    detectors = ("universal", "adversarial_labels", "adversarial_shift", "reversed_trigger")
+    evidence = {name: {"score": 0.0} for name in detectors}
+    return [{"kind": kind, "score": s, "verdict": verdict, "label_right": right, "evidence": evidence} for s in scores]
 
 
-def test_the_scans_summary_counts_alarms_and_orders_models():
+def test_the_scans_summary_counts_reports_and_orders_models():
     scan = module("scan")
     clean = [*rows("clean", [0.1, 0.3], verdict="clean", right=False), *rows("clean", [1.2], right=False)]
     infected = [*rows("sig", [1.1, 2.0]), *rows("sig", [0.2], verdict="clean")]
     lines = {line["kind"]: line for line in scan.summary([*clean, *infected])}
-    assert lines["clean"] == {"kind": "clean", "models": 3, "alarms": 1, "label_right": 0}
-    assert (lines["sig"]["alarms"], lines["sig"]["label_right"]) == (2, 2)
+    assert lines["clean"] == {"kind": "clean", "models": 3, "reported": 1, "label_right": 0}
+    assert (lines["sig"]["reported"], lines["sig"]["label_right"]) == (2, 2)
     # Of nine pairs, 1.1 wins two, 2.0 three, 0.2 one.
     assert lines["sig"]["auroc_score"] == pytest.approx(6 / 9)
-    assert lines["sig"]["auroc_size"] == pytest.approx(1 / 2)
-    assert "auroc_shared_shift" not in lines["sig"]  # nobody looked at it
+    assert lines["sig"]["auroc_reversed_trigger"] == pytest.approx(1 / 2)
+    assert "auroc_universal_shift" not in lines["sig"]  # which did not run
     assert lines["all infected"]["auroc_score"] == lines["sig"]["auroc_score"]
 
 
@@ -131,11 +139,12 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
         scan.main()
 
 
-def test_other_architectures_are_infected_and_purified(tmp_path, monkeypatch):
+def test_other_architectures_are_backdoored_and_purified(tmp_path, monkeypatch):
     architectures = module("architectures")
-    # Which takes longest, and is tested elsewhere.
-    monkeypatch.setattr(AdversarialFineTuning, "_working_radius", lambda *_: 0.3)
     monkeypatch.delitem(architectures.ATTACKS, "badnets")
+    # The search for a radius takes longest, and is tested elsewhere.
+    brief = partial(architectures.AutomaticFineTuning, candidates=[{"eps": 0.3, "max_iter": 2, "learning_rate": 0.05}])
+    monkeypatch.setattr(architectures, "AutomaticFineTuning", brief)
     output = tmp_path / "rows.json"
     arguments = ["--epochs", "1", "--steps", "4", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["architectures.py", *arguments])
@@ -151,7 +160,9 @@ def test_the_oracle_takes_the_best_of_the_grid(tmp_path, monkeypatch, capsys):
     measured = {None: (0.9, 1.0), "auto": (0.8, 0.04), 0.1: (0.7, 0.01), 0.05: (0.85, 0.02), 0.02: (0.9, 0.5)}
 
     def grid(cells, store, **_):
-        keys = [c.settings.get("learning_rate") if c.defence == "aft" else measured_as[c.defence] for c in cells]
+        keys = [
+            c.settings.get("learning_rate") if c.defence == oracle.DEFENCE else measured_as[c.defence] for c in cells
+        ]
         return [{**c.facts(), "acc": measured[k][0], "asr": measured[k][1]} for c, k in zip(cells, keys, strict=True)]
 
     measured_as = {"none": None, "auto": "auto"}
@@ -183,7 +194,7 @@ def test_the_command_of_a_record_leaves_places_and_processes_out():
     assert command_line("/anywhere/speed.py", options, ["parts"]) == wanted
 
 
-def test_compiling_pays_once_it_has_won_back_what_it_took(monkeypatch):
+def test_compiling_pays_once_it_has_saved_what_it_took(monkeypatch):
     compiling = module("compiling")
     monkeypatch.setattr(compiling, "MODELS", ("wrn-10-1",))
     monkeypatch.setattr(compiling.torch, "compile", lambda model: model)
@@ -201,7 +212,6 @@ def test_compiling_pays_once_it_has_won_back_what_it_took(monkeypatch):
 
 
 def test_the_last_layers_benchmark_has_a_row_for_each_model(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     output = tmp_path / "rows.json"
     monkeypatch.setattr(sys, "argv", ["last_layer.py", "--seeds", "1", "--epochs", "1", "--output", str(output)])
     module("last_layer").main()

@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import same_weights
 
-from art_aft.attacks import Blend
+from art_aft.attacks import Blend, input_aware
 from art_aft.cli.main import main
-from art_aft.experiments.victims import Infection, plant
-from art_aft.training.batches import Augmentation
+from art_aft.data.datasets import digits
+from art_aft.experiments.victims import VictimSettings, train_victim
+from art_aft.metrics import evaluate
+from art_aft.training.augmentation import Augmentation
+from art_aft.training.recipe import Recipe
 from art_aft.training.recipes import RECIPES
 
 
@@ -54,23 +58,27 @@ def test_the_release_recipes_have_the_published_numbers():
     assert [RECIPES[name].nb_epochs for name in ("wanet", "input_aware", "paper")] == [1000, 575, 20]
     assert [RECIPES["wanet"].rate_at(epoch) for epoch in (0, 99, 100, 250, 999)] == [0.01, 0.01, 1e-3, 1e-4, 1e-6]
     assert [RECIPES["paper"].rate_at(epoch) for epoch in (0, 13, 14, 17, 18)] == [0.1, 0.1, 0.01, 0.01, 0.001]
-    assert (RECIPES["paper"].padding, RECIPES["paper"].mirror) == (0, False)
-    assert (RECIPES["augmented"].padding, RECIPES["augmented"].mirror) == (4, True)
+    assert (RECIPES["paper"].padding, RECIPES["paper"].horizontal_flip) == (0, False)
+    assert (RECIPES["augmented"].padding, RECIPES["augmented"].horizontal_flip) == (4, True)
 
 
 def test_the_key_of_a_model_tells_settings_apart_but_not_where_the_data_lie():
-    one = Infection("badnets", data="/here/cifar10")
-    assert one.key == Infection("badnets", data="/there/cifar10").key
-    others = [Infection("badnets", seed=1), Infection("blend"), Infection("badnets", labels="all-to-all")]
+    one = VictimSettings("badnets", data="/here/cifar10")
+    assert one.key == VictimSettings("badnets", data="/there/cifar10").key
+    others = [
+        VictimSettings("badnets", seed=1),
+        VictimSettings("blend"),
+        VictimSettings("badnets", labels="all-to-all"),
+    ]
     assert len({one.key, *(other.key for other in others)}) == 4
 
 
 def test_unknown_labels_are_refused():
     with pytest.raises(ValueError, match="labels: got 'some', expected one of 'all-to-one', 'all-to-all'"):
-        Infection("badnets", labels="some")
+        VictimSettings("badnets", labels="some")
 
 
-def test_train_says_what_is_wrong(capsys, tmp_path):
+def test_train_reports_what_is_wrong(capsys, tmp_path):
     words = ["train", "--attack", "badnets", "--store", str(tmp_path), "--quiet"]
     assert main([*words, "--data", "nowhere"]) == 2
     assert main([*words, "--rate", "2"]) == 2
@@ -86,25 +94,25 @@ BRIEF = replace(RECIPES["digits"], nb_epochs=1)
 
 
 def test_normalising_reduces_by_mean_and_deviation_of_the_training_images_and_is_stored(tmp_path):
-    infection = Infection("badnets", normalise=True, recipe=BRIEF)
+    settings = VictimSettings("badnets", normalise=True, recipe=BRIEF)
     for _ in range(2):  # trained, then found
-        scene = plant(infection, store=tmp_path)
-        (operation,) = scene.classifier.preprocessing_operations
-        clean = {image.tobytes() for image in scene.x_clean}
-        rest = np.stack([image for image in scene.dataset.x_train if image.tobytes() not in clean])
+        victim = train_victim(settings, store=tmp_path)
+        (operation,) = victim.classifier.preprocessing_operations
+        clean = {image.tobytes() for image in victim.x_clean}
+        rest = np.stack([image for image in victim.dataset.x_train if image.tobytes() not in clean])
         assert operation.mean == pytest.approx(rest.mean(), rel=1e-3)
         assert operation.std == pytest.approx(rest.std(), rel=1e-3)
 
 
-def test_the_trigger_takes_the_infections_settings():
-    infection = Infection("blend", trigger={"ratio": 0.5, "seed": 3}, recipe=BRIEF)
-    scene = plant(infection)
-    x = np.zeros((1, *scene.dataset.input_shape), dtype=np.float32)
+def test_the_trigger_takes_the_victims_settings():
+    settings = VictimSettings("blend", trigger={"ratio": 0.5, "seed": 3}, recipe=BRIEF)
+    victim = train_victim(settings)
+    x = np.zeros((1, *victim.dataset.input_shape), dtype=np.float32)
     pattern = Blend(seed=3, ratio=1.0)(x)
-    stamped, _ = scene.attack.poison(x, np.eye(10, dtype=np.float32)[:1])
+    stamped, _ = victim.attack.poison(x, np.eye(10, dtype=np.float32)[:1])
     np.testing.assert_allclose(stamped, 0.5 * pattern, atol=1e-6)
-    assert infection.key != replace(infection, trigger={}).key
-    assert infection.benign.key == replace(infection, trigger={}).benign.key
+    assert settings.key != replace(settings, trigger={}).key
+    assert settings.benign.key == replace(settings, trigger={}).benign.key
 
 
 def test_train_reads_the_triggers_settings(tmp_path, capsys):
@@ -113,8 +121,44 @@ def test_train_reads_the_triggers_settings(tmp_path, capsys):
     rows = tmp_path / "rows.json"
     assert main([*words.split(), "--store", str(tmp_path), "--rows", str(rows)]) == 0
     (row,) = json.loads(rows.read_text())
-    assert row["infection"]["trigger"] == {"ratio": 0.5, "seed": 3}
-    assert row["infection"]["normalise"] is True
+    assert row["victim"]["trigger"] == {"ratio": 0.5, "seed": 3}
+    assert row["victim"]["normalise"] is True
     assert row["command"].endswith("--recipe digits --normalise --epochs 1 --trigger ratio=0.5 seed=3")
     assert main([*words.split()[:-1], "seed:3", "--store", str(tmp_path)]) == 2
     assert "--trigger: got 'seed:3'" in capsys.readouterr().err
+
+
+def test_what_is_stored_with_a_victim_describes_it(tmp_path):
+    settings = VictimSettings("badnets", recipe=BRIEF)
+    victim = train_victim(settings, store=tmp_path)
+    again = train_victim(settings, store=tmp_path)
+    assert again.seconds == victim.seconds > 0
+    assert again.scores == victim.scores
+    assert again.scores == evaluate(
+        again.classifier, victim.dataset.x_test, victim.dataset.y_test, again.attack, again.labels
+    )
+    assert [file.suffix for file in sorted(tmp_path.iterdir())] == [".json", ".safetensors"]
+    facts = json.loads((tmp_path / f"{settings.key}.json").read_text())["facts"]
+    recipe = Recipe(**{**facts["victim"].pop("recipe"), "milestones": ()})
+    assert VictimSettings(**facts["victim"], recipe=recipe) == settings
+
+
+def test_a_recipe_flips_only_the_images_of_a_data_set_that_allows_it():
+    recipes = [replace(BRIEF, max_steps=2, precision="float32", horizontal_flip=flip) for flip in (False, True)]
+    trained = []
+    for data in (digits(), replace(digits(), horizontal_flip=True)):
+        for recipe in recipes:
+            victim = train_victim(VictimSettings("badnets", recipe=recipe), dataset=data)
+            trained.append(victim.classifier.model.conv1.weight.detach().numpy())
+    assert [np.array_equal(trained[0], other) for other in trained[1:]] == [True, True, False]
+
+
+@pytest.mark.parametrize("attack", ["wanet", "input_aware"])
+def test_showing_scores_changes_nothing(tmp_path, attack, monkeypatch):
+    monkeypatch.setattr(input_aware, "MASK_STEPS", 2)
+    small = {"base_width": 4, "levels": 1} if attack == "input_aware" else {}
+    settings = VictimSettings(attack, clean_share=0.8, recipe=replace(BRIEF, nb_epochs=2), trigger=small)
+    quiet, shown = (train_victim(settings, store=tmp_path / str(verbose), verbose=verbose) for verbose in (False, True))
+    assert same_weights(quiet.classifier, shown.classifier)
+    x = quiet.dataset.x_test[:20]
+    np.testing.assert_array_equal(quiet.attack.perturbation(x), shown.attack.perturbation(x))

@@ -1,4 +1,4 @@
-"""`art-aft reproduce`: every table and figure has its cells, its rows, its picture, and a place on the page."""
+"""`art-aft reproduce`: every table and figure has its cells, its rows, its picture and its section of the page."""
 
 import json
 import re
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from art_aft.cli import main as cli
-from art_aft.defences import DEFENCES
+from art_aft.defences import DEFENCES, AdversarialFineTuning, UniversalAdversarialFineTuning
 from art_aft.experiments.measurements import TASKS
 from art_aft.experiments.paper import artefacts, figures
 from art_aft.experiments.paper import pages as results
 from art_aft.experiments.paper import published as paper
 from art_aft.experiments.paper.artefacts import ARTEFACTS
 from art_aft.experiments.paper.scales import SCALES, scale
-from art_aft.experiments.victims import Infection
+from art_aft.experiments.victims import VictimSettings
 
 RESULTS = Path(__file__).parents[2] / "examples" / "results"
 NAMES = [f"table{n}" for n in range(1, 11)] + [f"fig{n}" for n in range(1, 10)] + ["theory"]
@@ -27,7 +27,11 @@ def tiny():
     """The smallest scale of all: one epoch, and few images."""
     smoke = scale("smoke")
     recipes = {name: replace(recipe, nb_epochs=1) for name, recipe in smoke.recipes.items()}
-    quick = {**smoke.quick, "aft": {**smoke.quick["aft"], "max_steps": 2, "clean_epochs": 1}}
+    quick = {
+        **smoke.quick,
+        "aft": {**smoke.quick["aft"], "clean_epochs": 1},
+        "aft_no_clean_data": {**smoke.quick["aft_no_clean_data"], "max_steps": 2},
+    }
     return replace(smoke, recipes=recipes, quick=quick, n_images=40)
 
 
@@ -48,11 +52,10 @@ def test_its_cells_are_valid_at_every_scale(name, size):
     for cell in cells:
         assert cell.task in TASKS
         if cell.defence != "none":
-            fields = set(DEFENCES[cell.defence].params) | {"preset"}
-            assert set(cell.settings) - ({"every"} if cell.task == "curve" else set()) <= fields
-            assert cell.settings.get("preset") in (None, *DEFENCES[cell.defence].presets)
+            settings = set(cell.settings) - ({"every"} if cell.task == "curve" else set())
+            assert settings <= set(DEFENCES[cell.defence].params)
         json.dumps(cell.facts())
-        data = cell.infection.data
+        data = cell.victim.data
         assert data == "digits" if size == "smoke" else data.startswith("somewhere")
 
 
@@ -63,29 +66,31 @@ def test_a_table_has_every_cell_that_the_paper_prints():
         if ARTEFACTS[name].kind != "scores":
             continue
         cells = ARTEFACTS[name].cells(at)
-        own = {(cell.defence, cell.infection.attack) for cell in cells}
+        own = {(cell.defence, cell.victim.attack) for cell in cells}
         for defence, attacks in theirs.items():
-            base = "aft" if defence.startswith("aft") else defence
+            base = defence.partition(", ")[0]
             assert {(base, attack) for attack in attacks} <= own, (name, defence)
 
 
 def test_clean_data_are_repeated_over_three_subsets():
     cells = ARTEFACTS["table2"].cells(scale("cpu", "somewhere"))
     for attack in artefacts.ATTACKS:
-        for defence in (*artefacts.RIVALS, "aft"):
-            own = [c for c in cells if (c.infection.attack, c.defence) == (attack, defence)]
-            presets = {c.settings["preset"] for c in own}
-            assert presets == {"aft": {"paper", "shared", "distilled"}, "neural_cleanse": {None}}.get(
-                defence, {"paper"}
-            )
-            for preset in presets:
-                assert [c.subset for c in own if c.settings["preset"] == preset] == [0, 1, 2]
+        for defence in (*artefacts.RIVALS, "aft", "universal_aft"):
+            own = [c for c in cells if (c.victim.attack, c.defence) == (attack, defence)]
+            assert [c.subset for c in own] == [0, 1, 2]
+        settings = {(c.defence, c.variant): c.settings for c in cells if c.victim.attack == attack}
+        assert settings["aft", ""] == AdversarialFineTuning.presets["paper"]
+        assert settings["nad", ""] == DEFENCES["nad"].presets["paper"]
+        assert settings["universal_aft", "distilled"] == UniversalAdversarialFineTuning.presets["distilled"]
+        # On two cores a search of its own, not the paper's.
+        assert settings["neural_cleanse", ""] == {"steps": 200, "largest_suspect": 0.75}
+        assert DEFENCES["neural_cleanse"].presets["paper"]["steps"] == 1000
 
 
 @pytest.mark.parametrize(("name", "labels", "rate"), [("table4", "all-to-all", 0.1), ("table6", "all-to-one", 0.01)])
 def test_labels_and_ratios_are_the_papers(name, labels, rate):
     for cell in ARTEFACTS[name].cells(scale("full", "somewhere")):
-        assert (cell.infection.labels, cell.infection.rate) == (labels, rate)
+        assert (cell.victim.labels, cell.victim.rate) == (labels, rate)
 
 
 def test_a_scale_with_real_data_needs_their_folder():
@@ -115,8 +120,8 @@ def test_rows_picture_and_section_come_out(name, tiny, folder, tmp_path, monkeyp
 
 def rows_of(scores, attack="badnets", **more):
     """Rows as a grid gives them, with these (ACC, ASR) in percent, one a clean subset."""
-    infection = asdict(Infection(attack, data="cifar10", model="wrn-16-1"))
-    base = {"scale": "cpu", "infection": infection, "defence": "aft", "settings": {}, "clean_data": True, **more}
+    victim = asdict(VictimSettings(attack, data="cifar10", model="wrn-16-1"))
+    base = {"scale": "cpu", "victim": victim, "defence": "aft", "settings": {}, "clean_data": True, **more}
     return [{**base, "acc": acc / 100, "asr": asr / 100} for acc, asr in scores]
 
 
@@ -131,13 +136,13 @@ def test_a_table_shows_mean_deviation_and_the_difference_to_the_paper(tmp_path):
     assert expected in text
 
 
-@pytest.mark.parametrize(("preset", "title"), [("shared", ""), ("distilled", ", distilled")])
-def test_shared_perturbations_have_lines_of_their_own(tmp_path, preset, title):
-    shared = rows_of([(79, 4)], settings={"preset": preset}, stage_2={"acc": 0.1, "asr": 0.2})
-    record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows_of([(80, 2)]) + shared}
+@pytest.mark.parametrize(("variant", "title"), [("shared", "shared (removed)"), ("distilled", "distilled")])
+def test_variants_have_lines_of_their_own(tmp_path, variant, title):
+    universal = rows_of([(79, 4)], defence="universal_aft", variant=variant, stage_2={"acc": 0.1, "asr": 0.2})
+    record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows_of([(80, 2)]) + universal}
     (tmp_path / "table2-cpu.json").write_text(json.dumps(record))
     lines = results.section(tmp_path / "table2-cpu.json").splitlines()
-    assert f"| AFT, shared perturbations{title} | 79.0 / 4.0 |" in lines
+    assert f"| universal AFT, {title} | 79.0 / 4.0 |" in lines
     assert any(line.startswith("| AFT | 80.0 / 2.0 (") for line in lines)
 
 
@@ -157,7 +162,7 @@ def test_the_curve_tells_the_three_ways_apart():
     before = [1, 0, 0.9, 1.0]
     second = row([before, [2, 5, 0.7, 0.1], [2, 10, 0.6, 0.05]])
     third = row([before, [2, 5, 0.7, 0.2], [3, 5, 0.8, 0.3]])
-    without = row([before, [2, 4, 0.5, 0.4]], clean_data=False, stopped_after=4)
+    without = row([before, [2, 4, 0.5, 0.4]], defence="aft_no_clean_data", clean_data=False, stopped_after=4)
     rows = [second, third, without]
     found = {way: figures.curve(rows, "badnets", way) for way in figures.WAYS}
     rounded = {way: ([tuple(np.round(point, 6)) for point in points], end) for way, (points, end) in found.items()}
@@ -170,7 +175,7 @@ def test_the_rows_of_a_label_matrix_are_counted_by_hand():
     counts = [[8, 2], [1, 9]]
     one = rows_of([(90, 100)])[0] | {"counts": counts}
     assert figures.target_rows([one, one]) == pytest.approx(np.array([[0.45, 0.55], [0.45, 0.55]]))
-    every = {**one, "infection": {**one["infection"], "labels": "all-to-all"}}
+    every = {**one, "victim": {**one["victim"], "labels": "all-to-all"}}
     assert figures.target_rows([every]) == pytest.approx(np.array([[0.8, 0.2], [0.1, 0.9]]))
 
 
@@ -198,7 +203,7 @@ def test_panels_without_their_picture_say_why(tmp_path):
 
 def test_a_section_says_what_the_victims_are(tmp_path):
     longer, other = rows_of([(80, 2)])[0], rows_of([(80, 2)])[0]
-    longer["infection"]["recipe"]["nb_epochs"], other["infection"]["model"] = 20, "resnet-18"
+    longer["victim"]["recipe"]["nb_epochs"], other["victim"]["model"] = 20, "resnet-18"
     rows = [*rows_of([(80, 2), (81, 3)]), longer, other]
     record = {"artefact": "table2", "scale": "cpu", "command": "it", "rows": rows}
     (tmp_path / "table2-cpu.json").write_text(json.dumps(record))
@@ -208,7 +213,7 @@ def test_a_section_says_what_the_victims_are(tmp_path):
 
 def test_many_victims_are_trained_briefly_on_two_cores_and_at_length_elsewhere():
     epochs = {
-        (name, size): {c.infection.recipe.nb_epochs for c in ARTEFACTS[name].cells(scale(size, "somewhere"))}
+        (name, size): {c.victim.recipe.nb_epochs for c in ARTEFACTS[name].cells(scale(size, "somewhere"))}
         for name in ("table2", "table3", "fig1")
         for size in ("cpu", "full")
     }
@@ -228,9 +233,9 @@ def test_the_search_among_many_labels_is_cut_short_on_two_cores():
 def test_what_costs_most_among_many_labels_is_run_on_one_subset_on_two_cores():
     for size, number in (("cpu", 1), ("full", 3)):
         cells = ARTEFACTS["table3"].cells(scale(size, "somewhere"))
-        own = [c for c in cells if c.infection.attack == "sig"]
+        own = [c for c in cells if c.victim.attack == "sig"]
         assert len([c for c in own if c.defence == "neural_cleanse"]) == number
-        assert len([c for c in own if c.settings.get("preset") == "distilled"]) == number
+        assert len([c for c in own if (c.defence, c.variant) == ("universal_aft", "distilled")]) == number
         assert len([c for c in own if c.defence == "auto"]) == number
         assert len([c for c in own if c.defence == "nad"]) == 3
 
@@ -238,13 +243,13 @@ def test_what_costs_most_among_many_labels_is_run_on_one_subset_on_two_cores():
 def test_large_images_are_few_on_two_cores_and_have_a_recipe_of_their_own():
     def large(size):
         cells = ARTEFACTS["fig5"].cells(scale(size, "somewhere"))
-        return [cell for cell in cells if cell.infection.data.endswith("imagenet10")]
+        return [cell for cell in cells if cell.victim.data.endswith("imagenet10")]
 
     (only,) = large("cpu")
-    assert (only.infection.model, only.infection.target, only.settings["n_images"]) == ("resnet-18", 0, 500)
-    tiny = {cell.infection.recipe for cell in ARTEFACTS["table5"].cells(scale("cpu", "somewhere"))}
-    assert only.infection.recipe not in tiny
-    assert [cell.infection.target for cell in large("full")] == list(range(10))
+    assert (only.victim.model, only.victim.target, only.settings["n_images"]) == ("resnet-18", 0, 500)
+    tiny = {cell.victim.recipe for cell in ARTEFACTS["table5"].cells(scale("cpu", "somewhere"))}
+    assert only.victim.recipe not in tiny
+    assert [cell.victim.target for cell in large("full")] == list(range(10))
     assert {cell.settings["n_images"] for cell in large("full")} == {10_000}
 
 
@@ -267,7 +272,7 @@ def test_the_command_writes_rows_and_page(tmp_path, capsys):
 def test_some_attacks_can_be_chosen(tiny, folder, tmp_path, capsys):
     place = results.reproduce("table8", tiny, folder, tmp_path, command="it", attacks=["sig"])
     rows = json.loads(place.read_text())["rows"]
-    assert {row["infection"]["attack"] for row in rows} == {"sig"}
+    assert {row["victim"]["attack"] for row in rows} == {"sig"}
     with pytest.raises(ValueError, match="attacks: got wanet, expected one that table8 has"):
         results.reproduce("table8", tiny, folder, tmp_path, command="it", attacks=["wanet"])
 

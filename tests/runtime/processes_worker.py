@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import Calls, train
 
 from art_aft import AdversarialFineTuning, TorchAttacksPGD, build_classifier
-from art_aft.defences.nad import NeuralAttentionDistillation
+from art_aft.defences import (
+    AdversarialFineTuningWithoutCleanData,
+    FinePruning,
+    NeuralAttentionDistillation,
+    UniversalAdversarialFineTuning,
+)
 from art_aft.runtime.processes import across_processes, world
-from art_aft.training.loop import Recipe, fit
+from art_aft.training.recipe import Recipe
 
 SHAPE, NB_CLASSES, N = (2, 8, 8), 3, 23
 
@@ -61,7 +67,7 @@ def state(of):
 
 def trained(settings=None, given=None, n=N, **hooks):
     victim = classifier(**(given or {}))
-    fit(victim, *data(n), recipe(**(settings or {})), **hooks)
+    train(victim, *data(n), recipe(**(settings or {})), **hooks)
     return state(victim)
 
 
@@ -74,16 +80,16 @@ def fine_tuned(defence=AdversarialFineTuning, **settings):
 def interrupted(folder):
     """A run that ends in its third epoch and is started again, and whether there is one file, of that run."""
 
-    def each_epoch(epoch):
-        if epoch == 2:
+    def on_step(step):
+        if step == 7:
             raise KeyboardInterrupt
 
     victim, file = classifier(), Path(folder) / "run.pt"
     try:
-        fit(victim, *data(), recipe(nb_epochs=3), each_epoch=each_epoch, checkpoint=file)
+        train(victim, *data(), recipe(nb_epochs=3), callbacks=[Calls(step=on_step)], checkpoint=file)
     except KeyboardInterrupt:
         victim = classifier()
-        fit(victim, *data(), recipe(nb_epochs=3), checkpoint=file)
+        train(victim, *data(), recipe(nb_epochs=3), checkpoint=file)
     return state(victim)
 
 
@@ -100,7 +106,7 @@ CASES = {
     "fit": lambda folder: trained(),
     "fit smallest batches": lambda folder: trained({"batch_size": 2, "learning_rate": 0.01}, n=6),
     "fit one step": lambda folder: trained({"max_steps": 1}),
-    "fit frozen": lambda folder: trained({"freeze_bn": True, "mirror": True}),
+    "fit flipped": lambda folder: trained({"horizontal_flip": True}),
     "fit own optimizer": lambda folder: trained({"learning_rate": None}, {"optimizer": True}),
     "fit weighted": lambda folder: trained(
         given={"loss": torch.nn.CrossEntropyLoss(torch.tensor([0.1, 1.0, 3.0]), label_smoothing=0.1)}
@@ -110,11 +116,12 @@ CASES = {
     ),
     "fit interrupted": interrupted,
     "bfloat16": lambda folder: trained({"precision": "bfloat16"}),
-    "aft": lambda folder: fine_tuned(clean_epochs=1, held_out=0.2, clean_share=0.5),
-    "aft epoch": lambda folder: fine_tuned(regenerate="epoch", clean_epochs=0, recalibrate_bn=True),
-    "aft batch": lambda folder: fine_tuned(regenerate="batch", clean_epochs=0, misclassified="keep"),
-    "aft shared": lambda folder: fine_tuned(adversary="shared", norm=2, clean_epochs=0, max_iter=3),
-    "aft distilled": lambda folder: fine_tuned(clean_epochs=0, clean_share=0.3, distillation=2.0),
+    "aft": lambda folder: fine_tuned(clean_epochs=1),
+    "aft batch": lambda folder: fine_tuned(regenerate="batch", clean_epochs=0),
+    "no clean data": lambda folder: fine_tuned(AdversarialFineTuningWithoutCleanData, early_stopping_checks=3),
+    "universal": lambda folder: fine_tuned(UniversalAdversarialFineTuning, temperature=0.0, max_iter=3),
+    "distilled": lambda folder: fine_tuned(UniversalAdversarialFineTuning, label_epochs=1, max_iter=3, clean_share=0.3),
+    "fine-pruning": lambda folder: fine_tuned(FinePruning, max_drop=0.5),
     "nad": lambda folder: fine_tuned(
         NeuralAttentionDistillation, layers=("first",), betas=(10.0,), teacher_epochs=1, nb_epochs=1
     ),
@@ -138,7 +145,7 @@ def trained_on():
         steps.append([*numbers, *[-1] * (8 - len(numbers))])
 
     handle = victim.model.register_forward_pre_hook(note)
-    fit(victim, x, data()[1], recipe(padding=0))
+    train(victim, x, data()[1], recipe(padding=0))
     handle.remove()
     return steps
 
@@ -148,11 +155,11 @@ def different_data(folder):
     x, y = data()
     y = (y + world().rank) % NB_CLASSES
     for run in (
-        lambda: fit(classifier(), x, y, recipe()),
+        lambda: train(classifier(), x, y, recipe()),
         lambda: TorchAttacksPGD(classifier()).generate(x + np.float32(world().rank) / 1e6, clip=False),
         lambda: AdversarialFineTuning(classifier(), seed=world().rank)(*data()[:1], y=data()[1]),
-        lambda: fit(classifier(), x[:1], data()[1][:1], recipe()),
-        lambda: fit(classifier(), *data(), recipe(nb_epochs=1), checkpoint=Path(folder) / f"run{world().rank}.pt"),
+        lambda: train(classifier(), x[:1], data()[1][:1], recipe()),
+        lambda: train(classifier(), *data(), recipe(nb_epochs=1), checkpoint=Path(folder) / f"run{world().rank}.pt"),
     ):
         try:
             run()
@@ -165,7 +172,7 @@ def main(folder):
     warnings.simplefilter("error")
     rank = os.environ["RANK"]
     if rank == "0":  # for "checkpoint" in different_data: this process has a file to go on from, the other has none
-        fit(classifier(), *data(), recipe(nb_epochs=1), checkpoint=Path(folder) / "run0.pt")
+        train(classifier(), *data(), recipe(nb_epochs=1), checkpoint=Path(folder) / "run0.pt")
     with across_processes(timeout=300) as here:
         found = results(folder)
         same_image = np.repeat(data(1)[0], 2, axis=0)
@@ -174,7 +181,7 @@ def main(folder):
         found["errors"] = np.array(list(different_data(folder)))
         victim = classifier()
         classes = [type(module) for module in victim.model.modules()]
-        fit(victim, *data(), recipe())
+        train(victim, *data(), recipe())
         assert classes == [type(module) for module in victim.model.modules()]
         assert not victim.model.training
     assert (here.rank, here.size) == (int(rank), 2)
@@ -183,7 +190,7 @@ def main(folder):
     # Once the block has ended, each process trains for itself again, and what it has trained is an ordinary model.
     alone = trained()
     found |= {f"alone/{name}": value for name, value in alone.items()}
-    fit(victim, *data(), recipe())
+    train(victim, *data(), recipe())
     np.savez(Path(folder) / f"rank{rank}.npz", **found)
 
 
@@ -193,11 +200,11 @@ def threads():
 
 
 def die(folder):
-    """The second process leaves in the fourth step; the first one says what it then gets to see."""
+    """The second process leaves in the fourth step; the first one writes the error that it then gets."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else torchrun may be quicker than the error
     steps = []
 
-    def each_batch(images, labels):
+    def transform(images, labels):
         steps.append(len(images))
         if len(steps) == 4 and os.environ["RANK"] == "1":
             os._exit(1)
@@ -205,7 +212,7 @@ def die(folder):
 
     try:
         with across_processes():
-            fit(classifier(), *data(), recipe(nb_epochs=50), each_batch=each_batch)
+            train(classifier(), *data(), recipe(nb_epochs=50), transform=transform)
     except RuntimeError as error:
         (Path(folder) / "error.txt").write_text(f"{len(steps)} {error}")
         raise

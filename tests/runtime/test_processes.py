@@ -1,4 +1,4 @@
-"""Two processes under torchrun come to what one process comes to, and none waits for a dead one."""
+"""Two processes under torchrun have the result of one, and none waits for a dead one."""
 
 import os
 import re
@@ -11,11 +11,11 @@ import numpy as np
 import processes_worker
 import pytest
 import torch
-from helpers import assert_backdoor_removed, same_weights, tiny_classifier, tiny_data, untouched
+from helpers import assert_backdoor_removed, same_weights, tiny_classifier, tiny_data, train, untouched
 
 from art_aft.data.loaders import batch_sizes
 from art_aft.runtime.processes import World, across_processes, check_same, exchange, from_first, number_of_first, world
-from art_aft.training.loop import Recipe, fit
+from art_aft.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(nb_epochs=1, batch_size=8, precision="float32")
@@ -24,7 +24,8 @@ RECIPE = Recipe(nb_epochs=1, batch_size=8, precision="float32")
 def torchrun(*arguments, **settings):
     """Start two processes on the CPU, on a port that is free."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     return subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, timeout=500, env=environment, **settings
     )
@@ -32,13 +33,13 @@ def torchrun(*arguments, **settings):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """What one process comes to."""
+    """The results of one process."""
     return processes_worker.results(tmp_path_factory.mktemp("one"))
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What each of two processes comes to, in one launch."""
+    """The results of each of two processes, in one launch."""
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(processes_worker.__file__, "main", folder)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -104,7 +105,7 @@ class TestTwoProcesses:
 def test_a_dying_process_ends_the_others_with_an_error(tmp_path):
     done = torchrun(processes_worker.__file__, "die", tmp_path)
     assert done.returncode != 0
-    # The survivor, deaf to torchrun's signal, was told by the broken connection, in the step that it was in.
+    # The survivor, which ignores torchrun's signal, learnt it from the broken connection, in the step that it was in.
     assert re.match(r"4 .*(closed|reset|refused|recv|peer)", (tmp_path / "error.txt").read_text(), re.I | re.S)
 
 
@@ -181,12 +182,12 @@ class TestAcrossProcesses:
     def test_a_group_that_was_there_stays_and_one_process_trains_as_ever(self, tmp_path):
         x, y = tiny_data()
         alone, member, other = (tiny_classifier(dropout=0.5) for _ in range(3))
-        fit(alone, x, y, RECIPE)
+        train(alone, x, y, RECIPE)
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
         try:
             with across_processes() as here, untouched(other):
                 assert here == World(0, 1)
-                fit(member, x, y, RECIPE)
+                train(member, x, y, RECIPE)
             assert torch.distributed.is_initialized()
         finally:
             torch.distributed.destroy_process_group()

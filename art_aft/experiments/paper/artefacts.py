@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from art_aft.defences import DEFENCES
 from art_aft.experiments.measurements import Cell
 from art_aft.experiments.paper import published as paper
 from art_aft.experiments.paper.scales import Scale
-from art_aft.experiments.victims import Infection
+from art_aft.experiments.victims import VictimSettings
 
 STATIC = ("badnets", "blend", "sig")
 ATTACKS = (*STATIC, "input_aware", "wanet")
 RIVALS = ("fine_tuning", "fine_pruning", "neural_cleanse", "nad")
-
-NO_CLEAN_DATA: Mapping[str, Any] = {"preset": "no_clean_data"}
-# One perturbation a label, which the paper has in its theory only.
-OWN_PRESETS = ("shared", "distilled")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Artefact:
     :param title: What it shows.
     :param kind: How its rows are shown: "scores", "matrices", "distances", "curves", "panels", "rates" or "theory".
     :param cells: What is measured, at a scale.
-    :param paper: The paper's own figures, where it prints them.
+    :param paper: The paper's own numbers, where it prints them.
     """
 
     title: str
@@ -39,17 +36,25 @@ class Artefact:
 
 
 def _defended(
-    at: Scale, infection: Infection, defences: Sequence[str], *, settings: Mapping[str, Any] | None = None, **cell: Any
+    at: Scale,
+    victim: VictimSettings,
+    defences: Sequence[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    clean_data: bool = True,
+    variant: str = "",
 ) -> list[Cell]:
-    """Return the infected model's own cell, and those of each defence on each clean subset."""
-    cells = [Cell(infection)] if "none" in defences else []
+    """Return the victim's own cell, for "none", and those of each defence on each clean subset."""
+    cells = [Cell(victim)] if "none" in defences else []
     for name in defences:
         if name != "none":
-            dataset = Path(infection.data).name
+            dataset = Path(victim.data).name
             chosen = at.settings(name, settings, dataset)
-            once = {f"{name} on {dataset}", f"{chosen.get('preset')} on {dataset}"} & {*at.once}
-            subsets = 1 if once or not cell.get("clean_data", True) else at.subsets
-            cells += [Cell(infection, defence=name, settings=chosen, subset=n, **cell) for n in range(subsets)]
+            subsets = 1 if f"{name} on {dataset}" in at.once or not clean_data else at.subsets
+            cells += [
+                Cell(victim, defence=name, settings=chosen, subset=n, clean_data=clean_data, variant=variant)
+                for n in range(subsets)
+            ]
     return cells
 
 
@@ -57,19 +62,21 @@ def _table(
     attacks: Sequence[str],
     dataset: str = "cifar10",
     rivals: Sequence[str] = RIVALS,
-    presets: Sequence[str] = OWN_PRESETS,
+    *,
+    distilled: bool = True,
     automatic: bool = False,
     **changes: Any,
 ) -> Callable[[Scale], list[Cell]]:
     def cells(at: Scale) -> list[Cell]:
         found = []
         for attack in attacks:
-            infection = at.infection(attack, dataset, **changes)
-            found += _defended(at, infection, ("none", *rivals, "aft"))
-            for preset in presets:
-                found += _defended(at, infection, ["aft"], settings={"preset": preset})
+            victim = at.victim(attack, dataset, **changes)
+            found += _defended(at, victim, ("none", *rivals, "aft"))
+            if distilled:
+                settings = DEFENCES["universal_aft"].presets["distilled"]
+                found += _defended(at, victim, ["universal_aft"], settings=settings, variant="distilled")
             if automatic:
-                found += _defended(at, infection, ["auto"], settings={})
+                found += _defended(at, victim, ["auto"], settings={})
         return found
 
     return cells
@@ -83,80 +90,79 @@ def _without_clean_data(
     def cells(at: Scale) -> list[Cell]:
         found = []
         for attack in STATIC:
-            infection = at.infection(attack, dataset, rate=rate)
-            found += _defended(at, infection, rivals)
-            found += _defended(at, infection, ["aft"], settings=NO_CLEAN_DATA, clean_data=False)
-            found += _defended(at, infection, ["progressive_erasing"], settings={}, clean_data=False)
+            victim = at.victim(attack, dataset, rate=rate)
+            found += _defended(at, victim, rivals)
+            found += _defended(at, victim, ["aft_no_clean_data"], clean_data=False)
+            found += _defended(at, victim, ["progressive_erasing"], settings={}, clean_data=False)
         return found
 
     return cells
 
 
 def _augmentation(at: Scale) -> list[Cell]:
-    infection = at.infection("badnets", rate=0.01)
-    plain = {**NO_CLEAN_DATA, "padding": 0, "mirror": False}
-    chosen = at.settings("aft", plain) | {"padding": 0}
+    victim, name = at.victim("badnets", rate=0.01), "aft_no_clean_data"
+    plain = {**at.settings(name), "padding": 0, "horizontal_flip": False}
     return [
-        Cell(infection),
-        Cell(infection, defence="aft", settings=chosen, clean_data=False),
-        *_defended(at, infection, ["aft"], settings=NO_CLEAN_DATA, clean_data=False),
+        Cell(victim),
+        Cell(victim, defence=name, settings=plain, clean_data=False, variant="not augmented"),
+        *_defended(at, victim, [name], clean_data=False),
     ]
 
 
-def _matrices(*variants: Mapping[str, Any]) -> Callable[[Scale], list[Cell]]:
+def _matrices(*kinds: Mapping[str, Any]) -> Callable[[Scale], list[Cell]]:
     def cells(at: Scale) -> list[Cell]:
         found = []
-        for variant in variants:
-            name = f"label_matrix on {variant.get('dataset', 'cifar10')}"
-            first = variant.get("labels") == "all-to-all" or name in at.once
+        for kind in kinds:
+            name = f"label_matrix on {kind.get('dataset', 'cifar10')}"
+            first = kind.get("labels") == "all-to-all" or name in at.once
             for target in at.targets[:1] if first else at.targets:
-                infection = at.infection(one_of_many=True, **{"target": target, **variant})
-                found.append(Cell(infection, task="label_matrix", settings={**at.examples, **at.quick.get(name, {})}))
+                victim = at.victim(one_of_many=True, **{"target": target, **kind})
+                found.append(Cell(victim, task="label_matrix", settings={**at.examples, **at.quick.get(name, {})}))
         return found
 
     return cells
 
 
 def _distances(at: Scale) -> list[Cell]:
-    return [Cell(at.infection(attack), task="feature_distance", settings=at.examples) for attack in ATTACKS]
+    return [Cell(at.victim(attack), task="feature_distance", settings=at.examples) for attack in ATTACKS]
 
 
 def _curves(at: Scale) -> list[Cell]:
     found = []
     for attack in STATIC:
-        clean, longer = at.settings("aft"), {"nb_epochs": at.curve_epochs}
+        settings, longer = at.settings("aft"), {"nb_epochs": at.curve_epochs}
         ways = (
-            ({**clean, **longer, "clean_epochs": 0}, True),
-            ({**clean, "clean_epochs": at.curve_epochs}, True),
-            (at.settings("aft", NO_CLEAN_DATA), False),
+            ("aft", {**settings, **longer, "clean_epochs": 0}, True),
+            ("aft", {**settings, "clean_epochs": at.curve_epochs}, True),
+            ("aft_no_clean_data", at.settings("aft_no_clean_data"), False),
         )
-        for settings, has_clean in ways:
-            looks = {"every": at.curve_every, **settings}
-            found.append(Cell(at.infection(attack), "curve", "aft", looks, clean_data=has_clean))
+        for name, chosen, has_clean in ways:
+            points = {"every": at.curve_every, **chosen}
+            found.append(Cell(at.victim(attack), "curve", name, points, clean_data=has_clean))
     return found
 
 
 def _rates(at: Scale) -> list[Cell]:
     found = []
     for rate in at.rates:
-        infection = at.infection("blend", rate=rate)
-        found += [Cell(infection), *_defended(at, infection, ["aft"], settings=NO_CLEAN_DATA, clean_data=False)]
+        victim = at.victim("blend", rate=rate)
+        found += [Cell(victim), *_defended(at, victim, ["aft_no_clean_data"], clean_data=False)]
     return found
 
 
 def _panels(*attacks: str) -> Callable[[Scale], list[Cell]]:
-    return lambda at: [Cell(at.infection(attack)) for attack in attacks]
+    return lambda at: [Cell(at.victim(attack)) for attack in attacks]
 
 
-#: By the names of the command line.
+#: By their names on the command line.
 ARTEFACTS: Mapping[str, Artefact] = {
     "table1": Artefact("Feature distances of triggered and adversarial images", "distances", _distances, paper.TABLE_1),
     "table2": Artefact("CIFAR-10, all-to-one, 10 % poisoned, 5 % clean data", "scores", _table(ATTACKS), paper.TABLE_2),
-    # On CIFAR-10 the automatic settings are measured beside an oracle: `examples/benchmarks/oracle.py`.
+    # On CIFAR-10, `examples/benchmarks/oracle.py` measures the automatic settings.
     "table3": Artefact(
         "GTSRB, all-to-one, 10 % poisoned",
         "scores",
-        _table(ATTACKS, "gtsrb", presets=["distilled"], automatic=True),
+        _table(ATTACKS, "gtsrb", automatic=True),
         paper.TABLE_3,
     ),
     "table4": Artefact(
@@ -165,7 +171,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
         _table(ATTACKS, rivals=("fine_tuning", "nad"), labels="all-to-all"),
         paper.TABLE_4,
     ),
-    "table5": Artefact("Tiny-ImageNet", "scores", _table(STATIC, "tiny_imagenet", (), ()), paper.TABLE_5),
+    "table5": Artefact("Tiny-ImageNet", "scores", _table(STATIC, "tiny_imagenet", (), distilled=False), paper.TABLE_5),
     "table6": Artefact(
         "CIFAR-10, 1 % poisoned, AFT without clean data", "scores", _without_clean_data("cifar10", 0.01), paper.TABLE_6
     ),
@@ -179,7 +185,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
         paper.TABLE_8,
     ),
     "table9": Artefact(
-        "AFT after Stage 2 and after Stage 3", "scores", _table(ATTACKS, rivals=(), presets=()), paper.TABLE_9
+        "AFT after Stage 2 and after Stage 3", "scores", _table(ATTACKS, rivals=(), distilled=False), paper.TABLE_9
     ),
     "table10": Artefact(
         "AFT without clean data, with and without augmentation", "scores", _augmentation, paper.TABLE_10

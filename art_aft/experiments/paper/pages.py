@@ -1,4 +1,4 @@
-"""Results as Markdown: each table and figure beside the paper's own numbers, and the page of them all."""
+"""Results as Markdown: each table and figure beside the paper's own numbers, and one page with all of them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from art_aft.experiments.grid import run_grid
+from art_aft.experiments.measurements import Cell
 from art_aft.experiments.paper import figures
-from art_aft.experiments.paper.artefacts import ARTEFACTS, OWN_PRESETS, Artefact
+from art_aft.experiments.paper.artefacts import ARTEFACTS, Artefact
 from art_aft.experiments.paper.scales import Scale
-from art_aft.experiments.report import DEFENCE_TITLES
+from art_aft.experiments.rows import json_values
+from art_aft.experiments.tables import defence_title, mean_and_deviation
 from art_aft.experiments.victims import Row, environment
+from art_aft.runtime.files import write_json
 
 SCALE_NAMES = {
     "smoke": "digits, far too short, to see that it runs",
     "cpu": "two cores, WRN-16-1 for the dynamic attacks too",
     "full": "the paper's size",
 }
+
+#: Variants that the package no longer has. Their rows stay.
+REMOVED = ("universal_aft, shared",)
 
 
 def reproduce(
@@ -37,13 +43,13 @@ def reproduce(
     """
     Measure what a table or figure needs, and write its rows, its picture and its table.
 
-    :param name: The table or figure; see `ARTEFACTS`.
+    :param name: The table or figure, of those in `ARTEFACTS`.
     :param at: The scale.
-    :param folder: Where infected models and finished cells are kept, for the next time.
+    :param folder: Where victims and finished cells are kept for later runs.
     :param output: Where NAME-SCALE.json and NAME-SCALE.png go.
-    :param command: What the user typed, for the record.
-    :param attacks: The attacks that are looked at; None is all that the paper has there.
-    :param n_jobs: How many cells at a time, as for `joblib.Parallel`.
+    :param command: The command to name in the JSON file.
+    :param attacks: The attacks to look at. None is all that the paper has there.
+    :param n_jobs: Number of cells at a time, as for `joblib.Parallel`.
     :param verbose: Whether to show progress.
     :return: The JSON file.
     :raises ImportError: If matplotlib is missing and there is a picture to draw.
@@ -51,33 +57,39 @@ def reproduce(
     artefact = ARTEFACTS[name]
     if artefact.kind == "theory":
         at = replace(at, name="full")  # it takes seconds
-    cells = [cell for cell in artefact.cells(at) if attacks is None or cell.infection.attack in attacks]
+    cells = [cell for cell in artefact.cells(at) if attacks is None or cell.victim.attack in attacks]
     if not cells and artefact.kind != "theory":
         raise ValueError(f"attacks: got {', '.join(attacks or ())}, expected one that {name} has")
     rows = run_grid(cells, folder, n_jobs=n_jobs, verbose=verbose)
+    place = output / f"{name}-{at.name}.json"
     output.mkdir(parents=True, exist_ok=True)
-    stem = output / f"{name}-{at.name}"
-    picture, caption = stem.with_name(stem.name + ".png"), f"{artefact.title} (scale: {at.name})"
-    if artefact.kind == "panels":
-        figures.panels(cells, folder, caption, picture)
-    elif artefact.kind == "theory":
-        rows = [{**point, **environment()} for point in figures.theory(caption, picture)]
-    elif artefact.kind in ("matrices", "curves", "rates"):
-        draw: Callable[[Sequence[Row], str, Path], None] = getattr(figures, artefact.kind)
-        draw(rows, caption, picture)
-    record = {
-        "artefact": name,
-        "scale": at.name,
-        "command": command,
-        "rows": [{**row, "scale": at.name} for row in rows],
-    }
-    place = stem.with_name(stem.name + ".json")
-    place.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    rows = _draw(artefact, rows, cells, folder, f"{artefact.title} (scale: {at.name})", place.with_suffix(".png"))
+    rows = [{**row, "scale": at.name} for row in rows]
+    record = {"artefact": name, "scale": at.name, "command": command, "rows": rows}
+    write_json(place, json_values(record), indent=1)
     return place
 
 
+def _draw(
+    artefact: Artefact, rows: list[Row], cells: Sequence[Cell], folder: Path, caption: str, picture: Path
+) -> list[Row]:
+    """Draw the picture of a figure, if it has one; return its rows."""
+    if artefact.kind == "panels":
+        figures.panels(cells, folder, caption, picture)
+    elif artefact.kind == "theory":
+        return [{**point, **environment()} for point in figures.theory(caption, picture)]
+    elif artefact.kind in ("matrices", "curves", "rates"):
+        draw: Callable[[Sequence[Row], str, Path], None] = getattr(figures, artefact.kind)
+        draw(rows, caption, picture)
+    return rows
+
+
 def section(place: Path) -> str:
-    """Return one table or figure as a section of Markdown, from the file that `reproduce` wrote."""
+    """
+    Return one table or figure as a section of Markdown.
+
+    :param place: The JSON file that `reproduce` wrote.
+    """
     record = json.loads(place.read_text(encoding="utf-8"))
     artefact = ARTEFACTS[record["artefact"]]
     scale = record["scale"]
@@ -92,25 +104,16 @@ def section(place: Path) -> str:
         lines += [f"![{artefact.title}]({place.stem}.png)", ""]
     elif artefact.kind == "panels":
         lines += ["The picture shows images of the data set and is not kept here; the command draws it.", ""]
-    tables = {
-        "scores": _scores,
-        "matrices": _shares,
-        "distances": _distances,
-        "curves": _points,
-        "rates": _rates,
-        "panels": _shown,
-    }
-    if artefact.kind == "theory":
-        lines += _table(
-            list(record["rows"][0])[:9], [[_number(row[k]) for k in list(row)[:9]] for row in record["rows"]]
-        )
-    elif artefact.kind in tables:
-        lines += tables[artefact.kind](record["rows"], artefact)
+    lines += TABLES[artefact.kind](record["rows"], artefact)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def page(folder: Path) -> str:
-    """Return the page of all results that lie in a folder, and of those that do not."""
+    """
+    Return one page of Markdown with all results of a folder; it names those that are missing.
+
+    :param folder: Where the JSON files are that `reproduce` wrote.
+    """
     found = {path.stem: path for path in folder.glob("*-*.json")}
     parts, missing = [], []
     for name in ARTEFACTS:
@@ -119,11 +122,11 @@ def page(folder: Path) -> str:
         if not own:
             missing.append(name)
     head = [
-        "# The paper's tables and figures, made again",
+        "# The paper's tables and figures, reproduced",
         "",
-        "This page is generated from the JSON files beside it by `art-aft reproduce page`. Percent, ACC / ASR; mean "
-        "and standard deviation over clean subsets where there is more than one; in brackets the paper's figures and "
-        "the difference to them.",
+        "`art-aft reproduce page` generates this page from the JSON files beside it. Numbers are percent, ACC / ASR; "
+        "mean and standard deviation over clean subsets where there is more than one. In brackets: the paper's numbers "
+        "and the difference to them.",
     ]
     if missing:
         head += ["", f"Not run: {', '.join(missing)}."]
@@ -131,9 +134,9 @@ def page(folder: Path) -> str:
 
 
 def _victims(rows: Sequence[Row]) -> str:
-    """Return what the infected models are, and how long they were trained."""
-    infections = [row["infection"] for row in rows]
-    kinds = dict.fromkeys((each["model"], each["recipe"]["nb_epochs"]) for each in infections)
+    """Return what models the victims are, and how long they were trained."""
+    victims = [row["victim"] for row in rows]
+    kinds = dict.fromkeys((each["model"], each["recipe"]["nb_epochs"]) for each in victims)
     return "Victims: " + " and ".join(f"{model}, {epochs} epochs" for model, epochs in kinds) + "."
 
 
@@ -146,56 +149,49 @@ def _number(value: float) -> str:
     return f"{value:g}" if isinstance(value, int) else f"{value:.3g}"
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.1f}" + (f" ±{np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
+    entries, theirs = _entries(rows), artefact.paper or {}
+    if rows[0]["scale"] == "smoke":
+        theirs = {}
+    attacks = list(dict.fromkeys(attack for _, attack in entries))
+    lines = []
+    for name in dict.fromkeys(name for name, _ in entries):
+        # The paper has AFT after Stage 2 in one table only.
+        if name == STAGE_2 and name not in (artefact.paper or {}):
+            continue
+        title = defence_title(name) + (" (removed)" if name in REMOVED else "")
+        cells = [_cell(entries.get((name, attack), []), theirs.get(name, {}).get(attack)) for attack in attacks]
+        lines.append([title, *cells])
+    return _table(["defence", *attacks], lines)
+
+
+STAGE_2 = "aft, Stage 2"
 
 
 def _entries(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Return (ACC, ASR) in percent by defence and attack, with AFT after Stage 2 as a defence of its own."""
+    """Return (ACC, ASR) in percent by defence and attack. Variants and AFT after Stage 2 have names of their own."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
-        attack, name = row["infection"]["attack"], row["defence"]
-        if not row["clean_data"] and row["settings"].get("padding") == 0:
-            name = "aft_not_augmented"
-        elif row["settings"].get("preset") in OWN_PRESETS:
-            name = "aft_" + row["settings"]["preset"]
+        attack, name = row["victim"]["attack"], row["defence"]
+        if row.get("variant"):
+            name += f", {row['variant']}"
         found.setdefault((name, attack), []).append((100 * row["acc"], 100 * row["asr"]))
-        if name == "aft" and "stage_2" in row and row["clean_data"]:
+        if name == "aft" and "stage_2" in row:
             stage = row["stage_2"]
-            found.setdefault(("aft_stage_2", attack), []).append((100 * stage["acc"], 100 * stage["asr"]))
+            found.setdefault((STAGE_2, attack), []).append((100 * stage["acc"], 100 * stage["asr"]))
     return found
 
 
-def _scores(rows: Sequence[Row], artefact: Artefact) -> list[str]:
-    entries, theirs = _entries(rows), artefact.paper or {}
-    comparable = rows[0]["scale"] != "smoke"
-    attacks = list(dict.fromkeys(attack for _, attack in entries))
-    known = {*theirs, "none", "auto", "progressive_erasing", *(f"aft_{preset}" for preset in OWN_PRESETS)}
-    names = [name for name in dict.fromkeys(name for name, _ in entries) if name in known]
-    titles = {
-        **DEFENCE_TITLES,
-        "aft_stage_2": "AFT, Stage 2",
-        "aft_not_augmented": "AFT, not augmented",
-        "aft_shared": "AFT, shared perturbations",
-        "aft_distilled": "AFT, shared perturbations, distilled",
-    }
-    lines = []
-    for name in names:
-        line = [titles.get(name, name)]
-        for attack in attacks:
-            scores = entries.get((name, attack), [])
-            if not scores:
-                line.append("")
-                continue
-            acc, asr = zip(*scores, strict=True)
-            text = f"{_spread(acc)} / {_spread(asr)}"
-            paper = theirs.get(name, {}).get(attack)
-            if paper and comparable:
-                differences = f"{np.mean(acc) - paper[0]:+.1f} / {np.mean(asr) - paper[1]:+.1f}"
-                text += f" ({paper[0]:.1f} / {paper[1]:.1f}: {differences})"
-            line.append(text)
-        lines.append(line)
-    return _table(["defence", *attacks], lines)
+def _cell(scores: Sequence[tuple[float, float]], paper: tuple[float, float] | None) -> str:
+    """Return (ACC, ASR) over clean subsets as text, with the paper's numbers where there are some."""
+    if not scores:
+        return ""
+    acc, asr = zip(*scores, strict=True)
+    text = f"{mean_and_deviation(acc)} / {mean_and_deviation(asr)}"
+    if paper is None:
+        return text
+    differences = f"{np.mean(acc) - paper[0]:+.1f} / {np.mean(asr) - paper[1]:+.1f}"
+    return f"{text} ({paper[0]:.1f} / {paper[1]:.1f}: {differences})"
 
 
 def _shares(rows: Sequence[Row], artefact: Artefact) -> list[str]:
@@ -203,46 +199,63 @@ def _shares(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     for title, own in figures.variants(rows).items():
         shares = ", ".join(f"{100 * row['target_share_of_others']:.0f}" for row in own)
         success = ", ".join(f"{100 * row['adversarial_success']:.0f}" for row in own)
-        targets = ", ".join(str(row["infection"]["target"]) for row in own)
-        lines.append([title, targets if own[0]["infection"]["labels"] == "all-to-one" else "all", shares, success])
-    return _table(
-        ["model", "attacker's labels", "of other classes, on the attacker's label", "adversarial success"], lines
-    )
+        targets = ", ".join(str(row["victim"]["target"]) for row in own)
+        lines.append([title, targets if own[0]["victim"]["labels"] == "all-to-one" else "all", shares, success])
+    return _table(["victim", "target labels", "other classes that get the target label", "adversarial success"], lines)
 
 
 def _distances(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     lines = []
     for row in rows:
-        attack = row["infection"]["attack"]
+        attack = row["victim"]["attack"]
         own = [row["distance_benign"], row["distance_infected"], row["distance_infected"] / row["distance_benign"]]
         benign, infected = artefact.paper[attack]
         theirs = [benign, infected, infected / benign]
         smoke = row["scale"] == "smoke"
         lines.append([attack, *(f"{a:.2f}" + f" ({b:.2f})" * (not smoke) for a, b in zip(own, theirs, strict=True))])
-    return _table(["attack", "to the benign model's", "to the infected model's", "ratio"], lines)
+    return _table(["attack", "to the benign model's", "to the victim's", "ratio"], lines)
 
 
 def _points(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     lines = []
-    for attack in dict.fromkeys(row["infection"]["attack"] for row in rows):
+    for attack in dict.fromkeys(row["victim"]["attack"] for row in rows):
         for way in figures.WAYS:
             points, stopped_after = figures.curve(rows, attack, way)
             shown = points[:: max(1, len(points) // 5)]
             chosen = [point for point in points if point[0] == stopped_after]
             cells = ["; ".join(f"{step}: {acc:.1f} / {asr:.1f}" for step, acc, asr in some) for some in (shown, chosen)]
             lines.append([attack, way, *cells])
-    return _table(["attack", "way", "steps: ACC / ASR", "chosen"], lines)
+    return _table(["attack", "fine-tuning", "steps: ACC / ASR", "early stopping"], lines)
 
 
 def _shown(rows: Sequence[Row], artefact: Artefact) -> list[str]:
-    lines = [[row["infection"]["attack"], f"{100 * row['acc']:.1f} / {100 * row['asr']:.1f}"] for row in rows]
-    return _table(["model that is shown", "ACC / ASR"], lines)
+    lines = [[row["victim"]["attack"], f"{100 * row['acc']:.1f} / {100 * row['asr']:.1f}"] for row in rows]
+    return _table(["victim", "ACC / ASR"], lines)
 
 
 def _rates(rows: Sequence[Row], artefact: Artefact) -> list[str]:
     lines = []
-    for rate in sorted({row["infection"]["rate"] for row in rows}):
-        own = {row["defence"]: row for row in rows if row["infection"]["rate"] == rate}
-        scores = [f"{100 * own[name]['acc']:.1f} / {100 * own[name]['asr']:.1f}" for name in ("none", "aft")]
+    for rate in sorted({row["victim"]["rate"] for row in rows}):
+        own = {row["defence"]: row for row in rows if row["victim"]["rate"] == rate}
+        scores = [
+            f"{100 * own[name]['acc']:.1f} / {100 * own[name]['asr']:.1f}" for name in ("none", "aft_no_clean_data")
+        ]
         lines.append([f"{100 * rate:g} %", *scores])
     return _table(["poisoning ratio", "before", "AFT without clean data"], lines)
+
+
+def _theory(rows: Sequence[Row], artefact: Artefact) -> list[str]:
+    names = list(rows[0])[:9]
+    return _table(names, [[_number(row[name]) for name in names] for row in rows])
+
+
+#: By kind of table or figure, the lines of its Markdown table.
+TABLES: dict[str, Callable[[Sequence[Row], Artefact], list[str]]] = {
+    "scores": _scores,
+    "matrices": _shares,
+    "distances": _distances,
+    "curves": _points,
+    "rates": _rates,
+    "panels": _shown,
+    "theory": _theory,
+}

@@ -1,9 +1,9 @@
 """
-The paper's Section V in numbers: a backdoor in a linear classifier, and what its adversarial perturbation points at.
+The paper's Section V in numbers: a backdoor in a linear classifier, and the direction of its universal perturbation.
 
-The printed text mixes a mean and a sum over samples and has a few slips; the claims here are those that hold exactly
-(E1 to E5), and Lemma 1 and Theorem 1 as printed (with ell, the number of triggered samples) and in the consistent
-reading for a mean loss (with rho = ell / n in its place).
+The printed text mixes a mean and a sum over samples and has a few errors. The claims E1 to E5 hold exactly. Lemma 1 and
+Theorem 1 are here twice: as printed, with ell, the number of triggered samples; and in the consistent reading for a
+mean loss, with rho = ell / n instead.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SQRT2 = math.sqrt(2)
 @dataclass(frozen=True)
 class LinearBackdoor:
     """
-    A linear classifier with a clean-label backdoor, trained to the optimum, beside the same one without.
+    A linear classifier with a clean-label backdoor, and the same one without. Both are trained to the optimum.
 
-    Everything is in the convention of a mean loss: F(W) = mean of the cross entropy + (lam / 2) ||W||_F^2.
+    All numbers are for a mean loss: F(W) = mean of the cross entropy + (lam / 2) ||W||_F^2.
 
     :param x: Clean samples of unit length in an m-dimensional subspace S, of shape (n, d).
     :param y: Their labels, of shape (n,).
-    :param triggered: Which samples get the trigger: all are of the target class, and keep their label.
+    :param triggered: Which samples get the trigger. All are of the target class and keep their label.
     :param trigger: The trigger P, orthogonal to S, of shape (d,).
     :param target: The target class l.
     :param lam: The weight decay, for a mean loss.
@@ -68,7 +68,7 @@ class LinearBackdoor:
 
     @property
     def u(self) -> np.ndarray:
-        """What each class has learnt of the trigger: W* = w_parallel + P u^T (E1), of shape (K,)."""
+        """The weight of each class along the trigger: W* = w_parallel + P u^T (E1), of shape (K,)."""
         return self.trigger @ self.w / self.p_norm**2
 
     @property
@@ -91,25 +91,25 @@ class LinearBackdoor:
 
     @property
     def u_exact(self) -> np.ndarray:
-        """What u must be for the optimum to be one (E2): (rho / lam) (e_l - p_bar)."""
+        """The value of u at the optimum (E2): (rho / lam) (e_l - p_bar)."""
         return self.rho / self.lam * (np.eye(len(self.p_bar))[self.target] - self.p_bar)
 
     @property
     def shift(self) -> float:
-        """||W_parallel - W_benign||_F, how far the backdoor moves the classifier on clean samples."""
+        """||W_parallel - W_benign||_F, the distance by which the backdoor moves the classifier on clean samples."""
         return float(np.linalg.norm(self.w_parallel - self.w_benign))
 
     @property
     def shift_bound(self) -> float:
-        """What the shift cannot exceed (E3)."""
+        """An upper bound on the shift (E3)."""
         u_l = float(self.u[self.target])
         return self.rho / self.lam * min(SQRT2, self.p_norm**2 * u_l / SQRT2)
 
     @property
     def perturbation(self) -> np.ndarray:
         """
-        The direction, of unit length, of one perturbation that leads all samples of other classes to the target at
-        once (E4): alpha P + v, with the mean differences of their weights.
+        The direction, of unit length, of the perturbation that leads all samples of other classes to the target class
+        (E4): alpha P + v, from the mean differences of their weights.
         """
         others = self.y[self.y != self.target]
         direction = (self.w[:, [self.target]] - self.w[:, others]).mean(axis=1)
@@ -117,12 +117,12 @@ class LinearBackdoor:
 
     @property
     def ratio(self) -> float:
-        """The share of that perturbation that points along the trigger, |r_perp| / |r|."""
+        """The share of that perturbation along the trigger, |r_perp| / |r|."""
         return float(abs(self.perturbation @ self.trigger) / self.p_norm)
 
     @property
     def ratio_bound(self) -> float:
-        """What the share cannot fall below (E5); the weight decay cancels."""
+        """A lower bound on that share (E5). The weight decay cancels."""
         p = softmax(self.x_trained @ self.w, axis=1)
         errors = np.abs(np.eye(p.shape[1])[self.y] - p).mean(axis=0)
         a = self.rho * (1 - self.p_bar[self.target]) * self.p_norm
@@ -134,11 +134,11 @@ class LinearBackdoor:
         return self._amount(printed) / (SQRT2 * self.lam)
 
     def lemma_lower(self, *, printed: bool = False) -> float:
-        """Return Lemma 1's lower bound on u_l; in the consistent reading it holds if 1 - p_bar_l >= 0.2929 |P|^2."""
+        """Return Lemma 1's lower bound on u_l. In the consistent reading it holds if 1 - p_bar_l >= 0.2929 |P|^2."""
         return (SQRT2 - 1) * self._amount(printed) / (SQRT2 * self.lam)
 
     def theorem_bound(self, *, printed: bool = False) -> float:
-        """Return Theorem 1's lower bound on the share of the perturbation that points along the trigger."""
+        """Return Theorem 1's lower bound on the share of the perturbation along the trigger."""
         nb_classes = self.w.shape[1]
         a = (SQRT2 - 1) * self._amount(printed) / SQRT2
         b = self._amount(printed) / SQRT2 + nb_classes / (math.exp(self.tau) + nb_classes)
@@ -163,7 +163,7 @@ def linear_backdoor(
     loss: str = "mean",
 ) -> LinearBackdoor:
     """
-    Make data, plant a clean-label backdoor, and solve for the infected and the benign classifier.
+    Make data with a clean-label backdoor, and solve for the infected and the benign classifier.
 
     | Paper link: https://arxiv.org/abs/2202.06312 (Section V)
 
@@ -173,26 +173,17 @@ def linear_backdoor(
     :param d: The dimension of the space, above m.
     :param sigma: The spread of a class around its mean.
     :param lam: The weight decay.
-    :param ell: How many samples of the target class get the trigger.
+    :param ell: The number of samples of the target class that get the trigger.
     :param p_norm: The trigger's length |P|.
     :param target: The target class l.
     :param seed: The seed of the data.
-    :param loss: Whether `lam` weighs against the "mean" or the "sum" of the losses.
+    :param loss: Whether `lam` belongs to the "mean" or to the "sum" of the losses.
     :raises ValueError: If a number is out of its range.
     """
-    check_integer("nb_classes", nb_classes, 2)
-    check_integer("n_per_class", n_per_class, 1)
-    if check_integer("m", m, 1) < nb_classes:
-        raise ValueError(f"m: got {m}, expected at least the {nb_classes} classes")
-    if check_integer("d", d, 1) <= m:
-        raise ValueError(f"d: got {d}, expected more than m = {m}")
+    _check_sizes(nb_classes, n_per_class, m, d, ell, target)
     check_number("sigma", sigma, minimum=0.0)
-    check_number("lam", lam, minimum=0.0, above=True)
-    if check_integer("ell", ell, 1) > n_per_class:
-        raise ValueError(f"ell: got {ell}, expected at most the {n_per_class} samples of the target class")
-    check_number("p_norm", p_norm, minimum=0.0, above=True)
-    if check_integer("target", target, 0) >= nb_classes:
-        raise ValueError(f"target: got {target}, expected less than {nb_classes}")
+    for name, value in (("lam", lam), ("p_norm", p_norm)):
+        check_number(name, value, minimum=0.0, above=True)
     check_choice("loss", loss, ("mean", "sum"))
     rng = np.random.default_rng(check_integer("seed", seed, 0))
     basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
@@ -202,9 +193,8 @@ def linear_backdoor(
     triggered = np.zeros(len(y), dtype=bool)
     triggered[np.flatnonzero(y == target)[:ell]] = True
     mean_lam = lam if loss == "mean" else lam / len(y)
-    # The optimum lies in the span of the samples: m + 1 coordinates are enough.
-    coordinates = np.column_stack([inside, np.where(triggered, p_norm, 0.0)])
-    infected = _optimum(coordinates, y, nb_classes, mean_lam)
+    # The optimum is in the span of the samples, so m + 1 coordinates are enough.
+    infected = _optimum(np.column_stack([inside, np.where(triggered, p_norm, 0.0)]), y, nb_classes, mean_lam)
     benign = _optimum(inside, y, nb_classes, mean_lam)
     return LinearBackdoor(
         x=inside @ basis[:, :m].T,
@@ -216,6 +206,20 @@ def linear_backdoor(
         w=basis[:, : m + 1] @ infected,
         w_benign=basis[:, :m] @ benign,
     )
+
+
+def _check_sizes(nb_classes: int, n_per_class: int, m: int, d: int, ell: int, target: int) -> None:
+    """Check that there are such classes, samples and dimensions."""
+    check_integer("nb_classes", nb_classes, 2)
+    check_integer("n_per_class", n_per_class, 1)
+    if check_integer("m", m, 1) < nb_classes:
+        raise ValueError(f"m: got {m}, expected at least the {nb_classes} classes")
+    if check_integer("d", d, 1) <= m:
+        raise ValueError(f"d: got {d}, expected more than m = {m}")
+    if check_integer("ell", ell, 1) > n_per_class:
+        raise ValueError(f"ell: got {ell}, expected at most the {n_per_class} samples of the target class")
+    if check_integer("target", target, 0) >= nb_classes:
+        raise ValueError(f"target: got {target}, expected less than {nb_classes}")
 
 
 def _optimum(x: np.ndarray, y: np.ndarray, nb_classes: int, lam: float) -> np.ndarray:
@@ -233,7 +237,7 @@ def _optimum(x: np.ndarray, y: np.ndarray, nb_classes: int, lam: float) -> np.nd
     flat = minimize(
         loss_and_gradient, np.zeros(x.shape[1] * nb_classes), jac=True, method="L-BFGS-B", options=options
     ).x
-    # Line searches end in rounding errors; a few steps of Newton's method do not.
+    # Line searches end at rounding errors. A few steps of Newton's method go on.
     for _ in range(10):
         gradient = loss_and_gradient(flat)[1]
         if np.abs(gradient).max() < 1e-14:

@@ -1,0 +1,39 @@
+"""What a scan found, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from art_aft.detection.report import ScanReport
+
+
+def scan_picture(report: ScanReport, path: Path) -> None:
+    """
+    Draw what a scan found: the scores of each detector, and the labels of the adversarial examples.
+
+    :param report: The report.
+    :param path: Where the PNG file goes.
+    :raises ImportError: If matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    panels = len(report.evidence) + (report.label_matrix is not None)
+    figure = Figure(figsize=(3.2 * max(panels, 1), 3.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0] if panels else []
+    for axis, evidence in zip(axes, report.evidence, strict=False):
+        first = int(evidence.shift)
+        places = range(first, first + len(evidence.scores))
+        colours = ["tab:red" if evidence.score >= 1 and place == evidence.label else "tab:grey" for place in places]
+        axis.bar(places, [score if np.isfinite(score) else 0 for score in evidence.scores], color=colours)
+        name = evidence.detector.replace("_", " ")
+        axis.set_title(f"{name}: {evidence.score:.2f} of threshold\n{evidence.details}", fontsize=10)
+        axis.set_xlabel("shift of the label" if evidence.shift else "label")
+    if report.label_matrix is not None:
+        axes[-1].imshow(report.label_matrix, cmap="viridis", vmin=0, vmax=1)
+        axes[-1].set_title("labels of adversarial examples", fontsize=10)
+        axes[-1].set_xlabel("predicted label")
+        axes[-1].set_ylabel("true label")
+    figure.suptitle(report.verdict)
+    figure.savefig(path, dpi=110)

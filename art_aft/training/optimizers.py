@@ -1,0 +1,48 @@
+"""The optimizer and the schedule of a recipe."""
+
+from __future__ import annotations
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.training.recipe import Recipe
+
+
+def optimizer_for(classifier: PyTorchClassifier, module: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """
+    Return a new SGD optimizer, or the classifier's own where the recipe has no learning rate.
+
+    :param classifier: The classifier.
+    :param module: Its model as it is trained; parameters that need no gradient are left out.
+    :param recipe: The rate, momentum and weight decay.
+    """
+    if recipe.learning_rate is None:
+        return classifier.optimizer
+    return torch.optim.SGD(
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+    )
+
+
+def scheduler_for(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """
+    Return the schedule of the learning rate over the steps; None where the optimizer is the classifier's own.
+
+    :param optimizer: The optimizer.
+    :param recipe: The schedule and its rates.
+    :param steps: The number of steps in all.
+    :param steps_per_epoch: The number of steps an epoch.
+    """
+    if recipe.learning_rate is None:
+        return None
+    peak = recipe.learning_rate
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if recipe.schedule == "one_cycle" and steps > 1:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate_at(step // steps_per_epoch) / peak)

@@ -1,0 +1,119 @@
+"""`art-aft scan`, its report as JSON, and its picture."""
+
+import json
+
+import numpy as np
+import pytest
+
+from art_aft.classifiers import storage
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.cli import main as cli
+from art_aft.detection.base import Evidence
+from art_aft.detection.picture import scan_picture
+from art_aft.detection.report import ScanReport
+
+
+def universal(**facts):
+    return Evidence(
+        **{
+            "detector": "universal",
+            "label": 1,
+            "statistic": 0.9,
+            "threshold": 0.5,
+            "p_value": 0.01,
+            "scores": (0.0, 0.9),
+            "details": "L2 1",
+            **facts,
+        }
+    )
+
+
+def report_of(*evidence, matrix=None):
+    score = max((each.score for each in evidence), default=0.0)
+    return ScanReport("infected", "all-to-one", (1,), score, None, evidence, matrix, (), 1.0)
+
+
+def test_a_report_without_the_matrix_has_a_picture_without_it(tmp_path):
+    for matrix in (None, np.eye(2)):
+        scan_picture(report_of(universal(), matrix=matrix), tmp_path / f"{matrix is None}.png")
+    scan_picture(report_of(), tmp_path / "nothing.png")
+    narrow, wide = (int.from_bytes((tmp_path / f"{none}.png").read_bytes()[16:20], "big") for none in (True, False))
+    assert wide == pytest.approx(2 * narrow, abs=2)  # the widths in the headers
+
+
+@pytest.fixture
+def data(infected, tmp_path):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    return tmp_path / "clean.npz"
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    classifier = build_classifier("wrn-10-1", input_shape=(1, 16, 16), nb_classes=10)
+    storage.save(tmp_path / "fresh", classifier, "wrn-10-1")
+    return tmp_path / "fresh"
+
+
+def test_an_infected_model_is_status_1_and_the_report_says_why(infected, data, tmp_path, capsys):
+    storage.save(tmp_path / "suspect", infected.classifier, "wrn-10-1")
+    arguments = ["scan", str(tmp_path / "suspect"), "--data", str(data), "--output", str(tmp_path / "out" / "scan")]
+    assert cli.main([*arguments, "--quiet"]) == 1
+    assert "infected, all-to-one: label 0" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert report["verdict"] == "infected"
+    assert report["n_images"] == len(infected.x)
+    assert np.array(report["label_matrix"]).shape == (10, 10)
+    assert report["evidence"][0]["detector"] == "last_layer"
+    assert report["score"] == max(each["score"] for each in report["evidence"])
+    assert (tmp_path / "out" / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_knows_nothing_is_status_2(data, fresh, capsys):
+    assert cli.main(["scan", str(fresh), "--data", str(data), "--effort", "cheap", "--quiet"]) == 2
+    assert "cannot tell" in capsys.readouterr().out
+
+
+def test_infinite_scores_are_written_as_json_knows_them(data, fresh, tmp_path, monkeypatch):
+    found = report_of(universal(detector="reversed_trigger", scores=(np.inf, 3.0)))
+    monkeypatch.setattr("art_aft.cli.scan.BackdoorScan", lambda *_, **__: lambda *_: found)
+    assert cli.main(["scan", str(fresh), "--data", str(data), "--quiet", "--output", str(tmp_path / "scan")]) == 1
+
+    def refuse(constant):
+        raise AssertionError(f"JSON has no {constant}")
+
+    report = json.loads((tmp_path / "scan.json").read_text(), parse_constant=refuse)
+    assert report["evidence"][0]["scores"] == [None, 3.0]
+
+
+def test_reports_of_clean_models_give_a_false_alarm_rate(data, fresh, tmp_path, capsys):
+    arguments = ["scan", str(fresh), "--data", str(data), "--effort", "last_layer", "--quiet"]
+    cli.main([*arguments, "--output", str(tmp_path / "known")])
+    assert "false-alarm" not in capsys.readouterr().out
+    report = json.loads((tmp_path / "known.json").read_text())
+    for number, score in enumerate((report["score"], 99.0, 0.0)):
+        (tmp_path / f"{number}.json").write_text(json.dumps({**report, "score": score}))
+    reference = [str(tmp_path / f"{number}.json") for number in range(3)]
+    cli.main([*arguments, "--reference", *reference, "--output", str(tmp_path / "rated")])
+    assert f"score {report['score']:.2f}, false-alarm rate 75 %" in capsys.readouterr().out
+    assert json.loads((tmp_path / "rated.json").read_text())["false_alarm_rate"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected a report of a scan"),
+        ("{}", "expected a report of a scan"),
+        ('{"score": 0.5, "effort": "all"}', "of effort 'all', expected 'cheap'"),
+        ("nothing", "expected a report of a scan"),
+    ],
+)
+def test_what_is_no_report_of_the_same_effort_is_status_2_and_named(text, message, data, tmp_path, capsys):
+    (tmp_path / "other.json").write_text(text)
+    arguments = ["scan", str(tmp_path / "model"), "--data", str(data), "--effort", "cheap", "--quiet"]
+    assert cli.main([*arguments, "--reference", str(tmp_path / "other.json")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_status_2_and_named(data, tmp_path, capsys):
+    assert cli.main(["scan", str(tmp_path / "none"), "--data", str(data), "--quiet"]) == 2
+    assert "none" in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""What the public names say of themselves."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import art_aft
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(art_aft.__path__, "art_aft.")
+    if not module.name.endswith("__main__")
+]
+
+
+def public():
+    """Every public class and function of the package, by its full name."""
+    for module in MODULES:
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
+                yield f"{module.__name__}.{name}", value
+
+
+PUBLIC = dict(public())
+#: Commands of the shell: their functions have the same two arguments, and the help text tells the rest.
+COMMANDS = re.compile(r"art_aft\.cli\.")
+FEW = 4
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if inspect.isclass(PUBLIC[name])])
+def test_a_public_class_documents_its_whole_signature(name):
+    value = PUBLIC[name]
+    assert value.__doc__
+    # A report has the fields of those that it extends.
+    documentation = "".join(
+        inspect.cleandoc(base.__doc__ or "") for base in value.__mro__ if "art_aft" in base.__module__
+    )
+    if issubclass(value, (Exception, dict)) or "__init__" not in "".join(vars(value)) or inspect.isabstract(value):
+        return
+    parameters = inspect.signature(value.__init__).parameters.values()
+    named = [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [each for each in named if not each.startswith("_") and f":param {each}:" not in documentation]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isfunction(PUBLIC[n]) and not COMMANDS.match(n)])
+def test_a_public_function_documents_its_arguments(name):
+    documentation = inspect.getdoc(PUBLIC[name]) or ""
+    assert documentation
+    parameters = list(inspect.signature(PUBLIC[name]).parameters)
+    # A sentence says all of a function with few arguments; where arguments are listed, none may be missing.
+    if ":param" in documentation or len(parameters) > FEW:
+        assert [each for each in parameters if f":param {each}:" not in documentation] == []
+
+
+def test_at_least_ten_public_functions_show_a_runnable_example():
+    finder = doctest.DocTestFinder(recurse=False)
+    examples = {name for name, value in PUBLIC.items() if any(test.examples for test in finder.find(value, name))}
+    assert len(examples) >= 10
+
+
+FORBIDDEN = re.compile(
+    r"\b(dear|dearer|dearest|infections?|mirror(s|ed|ing)?|scenes?|taught|carried over|alarms?)\b",
+    re.IGNORECASE,
+)
+FALSE_ALARM = re.compile(r"false[ -]alarms?", re.IGNORECASE)
+#: Names of settings, also of those that are gone.
+CODE = re.compile(r"`[^`\n]*`")
+
+
+def sources():
+    for folder, ending in (("art_aft", "*.py"), ("docs", "*.md"), ("examples", "*.py")):
+        yield from sorted((ROOT / folder).rglob(ending))
+    yield from (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))
+
+
+@pytest.mark.parametrize("path", list(sources()), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_words_are_the_fields(path):
+    text = CODE.sub("", FALSE_ALARM.sub("", path.read_text(encoding="utf-8")))
+    found = [line.strip() for line in text.splitlines() if FORBIDDEN.search(line)]
+    assert found == []
