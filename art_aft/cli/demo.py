@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from art_aft.checks import check_integer
-from art_aft.experiments.demo import demo
+from art_aft.experiments.demo import DEMO_ATTACKS, demo
 from art_aft.experiments.pictures import DemoPicture
 from art_aft.experiments.rows import write_record
 from art_aft.experiments.tables import text_table
@@ -31,6 +31,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
     command.add_argument(
+        "--attacks", nargs="+", default=DEMO_ATTACKS, choices=DEMO_ATTACKS, help="only these (default: all three)"
+    )
+    command.add_argument(
         "--output-dir", type=Path, default=Path("art-aft-demo"), help="the folder for results (default: %(default)s)"
     )
     command.add_argument("--quiet", action="store_true", help="show no progress bars and no explanations")
@@ -47,12 +50,17 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         picture = None
     rows: list[Row] = []
-    for row in demo(options.seed, verbose=not options.quiet, watch=picture.add if picture else None):
+    watch = picture.add if picture else None
+    for row in demo(options.seed, attacks=options.attacks, verbose=not options.quiet, watch=watch):
         rows.append(row)
     print(text_table(rows))
     if not options.quiet:
         print(DEMO_LEGEND)
-    write_record(options.output_dir / "demo.json", rows, command="art-aft demo")
+    write_record(
+        options.output_dir / "demo.json",
+        rows,
+        command=f"art-aft demo --seed {options.seed} --attacks {' '.join(options.attacks)}",
+    )
     print(f"\nwritten: {options.output_dir / 'demo.json'}")
     if picture:
         picture.save(options.output_dir / "demo.png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -65,17 +65,22 @@ def measure(victim: Victim, classifier: PyTorchClassifier, *, eps: float = DEMO_
 
 
 def demo(
-    seed: int, *, verbose: bool = False, watch: Callable[[Victim, list[Row]], None] | None = None
+    seed: int,
+    *,
+    attacks: Sequence[str] = DEMO_ATTACKS,
+    verbose: bool = False,
+    watch: Callable[[Victim, list[Row]], None] | None = None,
 ) -> Iterator[Row]:
     """
-    Train three victims on digits, scan each for its backdoor, and purify it with every defence of the demonstration.
+    Train victims on digits, scan each for its backdoor, and purify it with every defence of the demonstration.
 
     :param seed: The seed of everything.
+    :param attacks: The attack of each victim.
     :param verbose: Whether to show progress bars.
     :param watch: Called with each victim and its rows when they are complete.
     :return: Result rows, as they are ready.
     """
-    for attack in DEMO_ATTACKS:
+    for attack in attacks:
         settings = VictimSettings(attack=attack, recipe=replace(DEMO_VICTIM, seed=seed), seed=seed)
         victim = train_victim(settings, verbose=verbose)
         rows = []

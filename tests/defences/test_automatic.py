@@ -216,14 +216,16 @@ def test_what_is_held_out_trains_nothing(victim, data, monkeypatch):
     assert [(len(images), len(hidden & images)) for images in trained_on] == [(48, 0), (48, 0)]
 
 
-def test_a_backdoor_goes_with_nothing_set(infected):
-    defence = AutomaticFineTuning(infected.classifier, horizontal_flip=False, padding=1)
+def test_a_backdoor_goes_with_the_default_candidates(infected):
+    candidates = [{**settings, "max_iter": 5} for settings in automatic.CANDIDATES]  # the search takes most of the time
+    own = {"horizontal_flip": False, "padding": 1, "min_steps": 100}
+    defence = AutomaticFineTuning(infected.classifier, candidates=candidates, **own)
     purified = defence(infected.x, y=infected.y)
     scores = infected.scores(purified)
     assert scores.asr < 0.02
     assert scores.acc > infected.scores(infected.classifier).acc - 0.02
     assert defence.report.accepted
-    assert defence.report.chosen["nb_epochs"] == 200  # of two steps
+    assert defence.report.chosen["nb_epochs"] == 50  # of two steps
 
 
 @pytest.mark.parametrize(

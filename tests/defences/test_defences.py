@@ -302,16 +302,23 @@ BAD_DATA = {
 }
 
 
-@every_defence
-class TestErrors:
-    @pytest.mark.parametrize("case", BAD_DATA)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    # All defences have the same door; so one meets all cases, and the others a few.
+    [("fine_tuning", case) for case in BAD_DATA]
+    + [(name, case) for name in sorted(DEFENCES) for case in ("rank 3", "NaN", "no labels", "label too large")],
+)
+class TestData:
     @pytest.mark.parametrize("in_place", [False, True], ids=["copy", "in place"])
-    def test_data_that_do_not_fit_are_refused_by_name(self, name, case, in_place, victim):
+    def test_that_do_not_fit_are_refused_by_name(self, name, case, in_place, victim):
         x, y, error, message = BAD_DATA[case]
         defence, given = quick(name, victim), clone(victim)
         with untouched(victim, given), pytest.raises(error, match=message):
             defence(x, transformed_classifier=given if in_place else None, y=y)
 
+
+@every_defence
+class TestErrors:
     @pytest.mark.parametrize("thing", [None, "wrn-16-1", TinyNet()], ids=["None", "name", "module"])
     def test_what_is_no_pytorch_classifier_is_refused(self, name, thing, data, victim):
         message = f"classifier: got {type(thing).__name__}, expected ART's PyTorchClassifier"

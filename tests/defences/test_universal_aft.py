@@ -304,7 +304,14 @@ def test_max_steps_bounds_both_runs_and_the_images_that_stage_1_sees(victim):
 
 def test_the_distilled_preset_is_dense_and_without_focus(infected):
     defence = UniversalAdversarialFineTuning(
-        infected.classifier, **DISTILLED, eps="auto", padding=1, horizontal_flip=False, nb_epochs=80, label_epochs=80
+        infected.classifier,
+        **DISTILLED,
+        eps="auto",
+        max_iter=5,
+        padding=1,
+        horizontal_flip=False,
+        nb_epochs=30,
+        label_epochs=30,
     )
     before = weights(infected.classifier)
     scores = infected.scores(defence(infected.x, y=infected.y))

@@ -43,7 +43,7 @@ def test_a_report_without_the_matrix_has_a_picture_without_it(tmp_path):
 
 @pytest.fixture
 def data(infected, tmp_path):
-    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    np.savez(tmp_path / "clean.npz", x=infected.x[:60], y=infected.y[:60])
     return tmp_path / "clean.npz"
 
 
@@ -61,7 +61,7 @@ def test_an_infected_model_is_status_1_and_the_report_says_why(infected, data, t
     assert "infected, all-to-one: label 0" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert report["verdict"] == "infected"
-    assert report["n_images"] == len(infected.x)
+    assert report["n_images"] == 60
     assert np.array(report["label_matrix"]).shape == (10, 10)
     assert report["evidence"][0]["detector"] == "last_layer"
     assert report["score"] == max(each["score"] for each in report["evidence"])
