@@ -114,7 +114,8 @@ def test_the_examples_of_contributing_keep_the_contracts(tmp_path):
         f"sys.exit(pytest.main(['-v', '-p', 'no:cacheprovider', '-k', {' or '.join(names)!r}, *sys.argv[1:]]))"
     )
     command = [sys.executable, "-c", program, *(str(ROOT / "tests" / contract) for contract in contracts)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    places = [str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout
     for contract in contracts:  # each has picked up its example
