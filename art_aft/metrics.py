@@ -84,6 +84,8 @@ def evaluate(
     :return: The scores, with the number of images behind each.
     :raises ValueError: If the data do not fit the classifier, or no image is left to trigger.
     """
+    if not hasattr(classifier, "predict") or not hasattr(classifier, "clip_values"):
+        raise TypeError(f"classifier: got {type(classifier).__name__}, expected an ART classifier")
     check_integer("batch_size", batch_size, 1)
     check_flag("include_target", include_target)
     if y is not None and (is_loader(x) or isinstance(x, Images)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
-from art_aft.classifiers.pixel_module import borrow
+from art_aft.classifiers.copying import clone as clone
+from art_aft.classifiers.copying import origins
+from art_aft.classifiers.pixel_module import borrow, eager, on_grey_images
 from art_aft.data import loaders
 from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
@@ -58,24 +60,6 @@ def build_classifier(
     return classifier
 
 
-def clone(classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """
-    Return an independent copy: weights, modes, settings and optimizer state, on the same device.
-
-    `copy.deepcopy` would pickle, for which ART writes a file into its data folder and reads it back;
-    `clone_for_refitting` would forget the weights.
-    """
-    shared = ("_model", "_model_wrapper", "_device")
-    state = {key: value for key, value in vars(classifier).items() if key not in shared}
-    # One call, so that the optimizer's copy points to the parameters of the model's copy.
-    model, state = copy.deepcopy((classifier.model, state))
-    twin = object.__new__(type(classifier))
-    vars(twin).update(state, _model_wrapper=classifier._model_wrapper, _device=classifier.device)
-    twin._model = twin._make_model_wrapper(model)
-    twin._model.training = classifier._model.training
-    return twin
-
-
 def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
     """
     Check that a classifier is one that this package can work on.
@@ -94,9 +78,63 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
         raise ValueError(f"{name}.loss: got {type(classifier.loss).__name__}, expected CrossEntropyLoss or NLLLoss")
     if not classifier.all_framework_preprocessing:
         raise ValueError(f"{name}.preprocessing_defences: got some outside PyTorch, expected PreprocessorPyTorch only")
+    if getattr(classifier, "processor", None) is not None:  # of ART's HuggingFaceClassifierPyTorch
+        raise ValueError(f"{name}.processor: got one, expected None: put what it does into the model or preprocessing")
     if next(classifier.model.parameters(), None) is None:
         raise ValueError(f"{name}.model: got a model without parameters, expected a trained one")
     return check_clip_values(f"{name}.clip_values", classifier.clip_values)
+
+
+def check_outputs(classifier: PyTorchClassifier, *, trained: bool = False) -> None:
+    """
+    Check once, on two grey images, that a classifier's model returns logits.
+
+    :param classifier: A checked classifier; it stays as it is.
+    :param trained: Whether the model will be trained, so that there must be parameters to train, and no others.
+    :raises ValueError: If the model fails, or returns something else than finite logits of shape (N, nb_classes).
+    """
+    parameters = list(classifier.model.parameters())
+    if trained and not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError("classifier.model: got only frozen parameters, expected some with requires_grad to train")
+    with on_grey_images(classifier, needs_gradient=False) as run:
+        try:
+            logits = run()
+        except Exception as error:  # a model of any make: what it may raise is not known
+            raise ValueError(f"classifier.model: {_failure(classifier, error)}") from error
+    expected = f"expected a tensor of logits of shape (N, {classifier.nb_classes})"
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"classifier.model: got outputs of type {_described(logits)}, {expected} alone")
+    if logits.shape != (2, classifier.nb_classes):
+        raise ValueError(f"classifier.model: got outputs of shape {tuple(logits.shape)} for 2 images, {expected}")
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"classifier.model: got NaN or infinite outputs for two grey images, {expected}")
+    if not trained:
+        return
+    known = {id(parameter) for parameter in parameters}
+    if not logits.requires_grad:
+        raise ValueError("classifier.model: got outputs without a gradient, expected a model that can be trained")
+    # A model may ask for the gradient of its input, for the sake of checkpointed activations.
+    shape = (2, *classifier.input_shape)
+    if any(id(origin) not in known and origin.shape != shape for origin in origins([logits])):
+        raise ValueError(
+            "classifier.model: got weights that model.parameters() does not list (layers in a plain list?), expected "
+            "none, as with torch.nn.ModuleList"
+        )
+
+
+def _failure(classifier: PyTorchClassifier, error: Exception) -> str:
+    """Return why a model may have failed on float32 images."""
+    types = {str(parameter.dtype).removeprefix("torch.") for parameter in classifier.model.parameters()} - {"float32"}
+    if types:
+        return f"got parameters of type {', '.join(sorted(types))}, expected float32, as of model.float() ({error})"
+    return f"got an error for two grey images of shape {tuple(classifier.input_shape)}: {error}"
+
+
+def _described(output: Any) -> str:
+    """Return the type of a model's output and the shapes of what is in it."""
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    shapes = ", ".join(str(tuple(part.shape)) for part in parts if isinstance(part, torch.Tensor))
+    return type(output).__name__ + (f" with shapes {shapes}" if shapes else "")
 
 
 def images_for(
@@ -229,12 +267,13 @@ def features(
     """
     images = images_for(classifier, x, labelled=False)
     latest: list[torch.Tensor] = []
-    convolutions = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Conv2d)]
-    if not convolutions and not hasattr(classifier.model, "features"):
+    model = eager(classifier.model)
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    if not convolutions and not hasattr(model, "features"):
         raise ValueError("classifier.model: got a model without a 2-dimensional convolution, expected one")
     with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
         module.eval()
-        own = getattr(classifier.model, "features", None)
+        own = getattr(model, "features", None)
         # A module called `features` (VGG) is a part of the model, not an answer to this question.
         ask = own if callable(own) and not isinstance(own, torch.nn.Module) else None
         hooks = [m.register_forward_hook(lambda *event: latest.append(event[2])) for m in convolutions if not ask]

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from torch.nn.utils.parametrize import is_parametrized
 
 from art_aft.checks import check_clip_values
 from art_aft.classifiers.classifier import predict_labels
-from art_aft.classifiers.pixel_module import borrow
+from art_aft.classifiers.pixel_module import borrow, eager
 from art_aft.data.pixels import to_float
 from art_aft.runtime.random_state import isolated_rng
 
 
 class NothingToPrune(ValueError):
-    """Raised for a network that has no layer that reads a convolution."""
+    """Raised for a network that has no layer that reads a convolution and whose weights can be set."""
 
 
 class Head:
@@ -30,7 +31,7 @@ class Head:
     :param x: A few checked images of shape (N, *input_shape), which show the order in which the layers run.
     :param layer: The layer's name in `named_modules`; None finds it. In a network that ends in a convolution, that
         convolution is the head.
-    :raises NothingToPrune: If the network has no such layer.
+    :raises NothingToPrune: If the network has no such layer, or its weight is computed from others.
     :raises ValueError: If `layer` is not the name of a linear or convolution layer that runs.
     """
 
@@ -42,6 +43,11 @@ class Head:
         ran, logits = _in_order(classifier, layers, x[:2])
         self.name, result, self.nb_channels = _reader(ran, layers, layer)
         self.layer: Any = layers[self.name]
+        if not isinstance(self.layer.weight, torch.nn.Parameter) or is_parametrized(self.layer):
+            raise NothingToPrune(
+                f"classifier.model: got a layer {self.name} whose weight is computed (weight_norm, spectral_norm), "
+                "expected a weight that can be set"
+            )
         #: Whether the layer's output is the model's. Then only this layer needs to run again after a cut.
         self.is_last = result.shape == logits.shape and bool(torch.equal(result.float(), logits))
         self.pruned: list[int] = []
@@ -124,7 +130,7 @@ def output_weights(classifier: PyTorchClassifier, x: np.ndarray) -> np.ndarray |
 
 def _layers(classifier: PyTorchClassifier) -> dict[str, Any]:
     kinds = (torch.nn.Conv2d, torch.nn.Linear)
-    return {name: part for name, part in classifier.model.named_modules() if isinstance(part, kinds)}
+    return {name: part for name, part in eager(classifier.model).named_modules() if isinstance(part, kinds)}
 
 
 def _logits(classifier: PyTorchClassifier, x: np.ndarray) -> torch.Tensor:

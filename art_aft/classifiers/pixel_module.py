@@ -6,7 +6,7 @@ A classifier as a plain module from pixels to logits, in the precision and memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,17 +22,23 @@ from art_aft.runtime.random_state import isolated_rng
 from art_aft.runtime.small_maps import SmallMaps
 
 
+def eager(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model that `torch.compile` compiled: compiled code calls no hooks that are registered later."""
+    return getattr(model, "_orig_mod", model)
+
+
 class PixelModule(torch.nn.Module):
     """
     What a classifier does from pixels to logits, as one differentiable module: rescaling, preprocessing, model.
 
-    :param classifier: The classifier; its model's parameters are shared, not copied.
+    :param classifier: The classifier; its model's parameters are shared, not copied. A compiled model runs as it was
+        before, so that hooks work.
     :param scale: The pixel values (low, high) that inputs 0 and 1 stand for; None takes pixels as they are.
     """
 
     def __init__(self, classifier: PyTorchClassifier, scale: tuple[float, float] | None = None) -> None:
         super().__init__()
-        self.model = classifier.model
+        self.model = eager(classifier.model)
         self.scale = None if scale == (0.0, 1.0) else scale
         self.channels_first = classifier.channels_first
         self.channels_last_memory = False
@@ -42,14 +48,16 @@ class PixelModule(torch.nn.Module):
         self._operations = [op for op in classifier.preprocessing_operations if not _is_identity(op)]
 
     def preprocess(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the model itself sees of images of shape (N, *input_shape)."""
+        """Return what the model itself sees of images of shape (N, *input_shape), in memory of its own."""
+        given = x
         if self.scale is not None:
             low, high = self.scale
             x = low + (high - low) * x
         for operation in self._operations:
             if operation.apply_fit if self.training else operation.apply_predict:
                 x, _ = operation.forward(x)
-        return x
+        # A model may work in place on its input, and the memory may be that of the user's array.
+        return x.clone() if x is given or x._is_view() else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return float32 logits of shape (N, nb_classes) for images of shape (N, *input_shape)."""
@@ -132,6 +140,21 @@ def _set_modes(flags: dict[torch.nn.Module, bool]) -> None:
         part.training = training
 
 
+@contextmanager
+def on_grey_images(classifier: PyTorchClassifier, *, needs_gradient: bool = True) -> Iterator[Callable[[], Any]]:
+    """
+    Lend out a function that returns what the model itself returns for two grey images, in evaluation mode.
+
+    :param classifier: The classifier. Afterwards modes, buffers and the global generators are as they were.
+    :param needs_gradient: Whether the images need a gradient, without which reentrant checkpoints pass none on.
+    """
+    low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
+    grey = torch.full((2, *classifier.input_shape), float(np.mean([low, high])), device=classifier.device)
+    with isolated_rng(), torch.enable_grad(), borrow(classifier, precision="float32", keep_buffers=True) as module:
+        module.eval()
+        yield lambda: module.model(module.preprocess(grey.requires_grad_(needs_gradient)))
+
+
 def _settle(module: PixelModule, classifier: PyTorchClassifier, can_fall_back: bool) -> None:
     """Choose the fastest form of the module that runs forward and backward on two grey images."""
     low, high = (0.0, 1.0) if module.scale is not None else check_clip_values("clip_values", classifier.clip_values)
@@ -164,8 +187,7 @@ def _fold(module: PixelModule, classifier: PyTorchClassifier) -> None:
     with torch.no_grad(), isolated_rng():
         try:
             folded = fold_batch_norm(model)
-            seen = module.preprocess(images)
-            expected, found = model(seen), folded(seen)
+            expected, found = model(module.preprocess(images)), folded(module.preprocess(images))
             memory_format = torch.channels_last if module.channels_last_memory else torch.contiguous_format
             folded.to(memory_format=memory_format)
         except Exception:  # a model of any make: what its tracing may raise is not known

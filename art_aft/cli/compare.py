@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from art_aft.checks import check_integer
-from art_aft.cli.options import add_victim, preset_settings, read_settings, read_victim
+from art_aft.cli.options import add_victim, check_rows, preset_settings, read_settings, read_victim
 from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
 from art_aft.experiments.compare import LEARNING_RATES, TUNABLE, compare
@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft compare`: print a table, and add each row to a file of rows as soon as it is ready."""
     settings, flags = read_victim(options)
+    check_rows(options.rows)
     check_integer("--subsets", options.subsets, 1)
     presets = {name: preset_settings(name, options.preset) for name in options.defences}
     victim = train_victim(settings, store=options.store, verbose=not options.quiet)

@@ -7,8 +7,11 @@ import ast
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,13 @@ from art_aft.attacks import TRIGGERS
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import images_for
 from art_aft.classifiers.storage import Stored
+from art_aft.classifiers.weights import MATCHES
+from art_aft.data.array_files import read_npz
 from art_aft.data.datasets import labelled_images
+from art_aft.data.image_files import class_labels
 from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
+from art_aft.experiments.rows import read_rows
 from art_aft.experiments.victims import VictimSettings
 from art_aft.training.recipes import RECIPES
 
@@ -41,11 +48,53 @@ VICTIM = (
 )
 
 
+def printable(text: str) -> str:
+    r"""
+    Return text of strangers for the terminal: characters that control it are escaped, all but line breaks.
+
+    >>> printable("weight\x1b[2J")
+    'weight\\x1b[2J'
+
+    :param text: The text, such as an error with the name of a tensor.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """
+    Check that files can be made beside a path, before any work is done for them. Nothing is left there.
+
+    :param option: The option that the path comes from, for the error.
+    :param path: The path, in a folder that may be missing.
+    :raises ValueError: If they cannot.
+    """
+    if not path.name:
+        raise ValueError(f"{option}: got {str(path)!r}, expected the path of a file")
+    folder = path.absolute().parent
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{option}: got {path}, expected a place that can be written ({error})") from None
+
+
+def check_rows(path: Path | None) -> None:
+    """Check that rows can be added to a file, before they are measured."""
+    if path:
+        check_writable("--rows", path)
+        read_rows(path)
+
+
 def add_victim(command: argparse.ArgumentParser) -> None:
     """Add the options that describe a victim."""
     add = command.add_argument
     add("--attack", required=True, choices=sorted(TRIGGERS), help="the attack, by its trigger")
-    add("--data", default="digits", help="digits, cifar10, or a folder with train.zip and test.zip")
+    add(
+        "--data",
+        default="digits",
+        help="digits (default), cifar10, or a folder with train.zip and test.zip",
+    )
     add("--model", default="wrn-16-1", help="the architecture, such as preactresnet-18 (default: %(default)s)")
     add("--recipe", default="paper", choices=sorted(RECIPES), help="how it is trained (default: %(default)s)")
     add("--epochs", type=int, help="number of epochs (default: the recipe's)")
@@ -152,34 +201,56 @@ def add_model(command: argparse.ArgumentParser) -> None:
     add("--nb-classes", type=int, help="with --model: the number of classes")
     add("--mean", type=float, nargs="+", help="with --model: the mean by channel, of pixels in [0, 1]")
     add("--std", type=float, nargs="+", help="with --model: the standard deviation by channel")
+    add(
+        "--match",
+        choices=MATCHES,
+        help="with --model: whether weights are matched by their names, or by their order where all shapes agree "
+        "(default: names)",
+    )
 
 
 def open_model(options: argparse.Namespace) -> Stored:
     """Return the model that the options name, with what was stored beside it."""
+    names = ("input_shape", "nb_classes", "mean", "std", "match")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.model is None:
+        if given:
+            option = f"--{next(iter(given)).replace('_', '-')}"
+            raise ValueError(f"{option}: got it without --model, expected it for a state dict only")
         return storage.load(options.path)
     if ":" in options.model and os.getcwd() not in sys.path:
         # For a factory beside the weights. At the end, so that no file there hides an installed module.
         sys.path.append(os.getcwd())
-    names = ("model", "input_shape", "nb_classes", "mean", "std")
-    classifier = storage.open_classifier(options.path, **{name: getattr(options, name) for name in names})
-    return Stored(classifier, options.model)
+    # Not to the standard output, whose first line is the result.
+    tell = partial(print, file=sys.stderr)
+    return Stored(storage.open_classifier(options.path, model=options.model, tell=tell, **given), options.model)
 
 
 def read_images(options: argparse.Namespace, classifier: PyTorchClassifier) -> Images:
     """Return the clean images that the options name, with their labels, as the classifier takes them."""
     path: Path = options.data
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if not {"x", "y"} <= set(arrays):
-                raise ValueError(f"--data: got {path} with {sorted(arrays)}, expected arrays x and y")
-            return images_for(classifier, arrays["x"], arrays["y"])
-    nb_classes = classifier.nb_classes
-    x, y, classes = labelled_images(path, verbose=not options.quiet)
-    if all(name.isdigit() for name in classes):
-        y = np.array([int(name) for name in classes])[y]
-    elif len(classes) != nb_classes:
-        raise ValueError(f"--data: got {len(classes)} class folders, expected {nb_classes}, or folders named by number")
+        return images_for(classifier, *_arrays(path))
+    with _named("--data"):
+        x, y, classes = labelled_images(path, verbose=not options.quiet)
+        y = class_labels(classes, classifier.nb_classes)[y]
     if classifier.input_shape[0] == 1 and (x == x[:, :1]).all():
         x = np.ascontiguousarray(x[:, :1])
     return images_for(classifier, x, y)
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the arrays x and y of a .npz file. Nothing is unpickled."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--data: got {path}, expected a file")
+    with _named("--data"):
+        return read_npz(path)
+
+
+@contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Have errors about `path` name the option that gave it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{option}: {str(error).removeprefix('path: ')}") from None

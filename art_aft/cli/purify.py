@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
-from safetensors.torch import save_file
+from safetensors import torch as safetensors
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.checks import at_most, check_number
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import predict_labels
 from art_aft.classifiers.storage import Stored
-from art_aft.cli.options import add_model, open_model, preset_settings, read_images, read_settings
+from art_aft.cli.options import add_model, check_writable, open_model, preset_settings, read_images, read_settings
 from art_aft.data.datasets import may_be_flipped
 from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
@@ -34,10 +34,11 @@ def add(commands: Any) -> None:
         help="remove a backdoor from a model, with a few clean images",
         description="Remove a backdoor from a model. Writes the purified model to OUTPUT.safetensors and OUTPUT.json, "
         "a report to OUTPUT.report.json and a picture to OUTPUT.png. Exit status: 0 done, 1 the purified model lost "
-        "too much accuracy and was not written, 2 error.",
+        "too much accuracy and was not written; `art-aft --help` has those of errors.",
     )
     add_model(command)
     command.add_argument("--output", type=Path, required=True, help="the path of the results, without an ending")
+    command.add_argument("--force", action="store_true", help="replace a model that is at OUTPUT already")
     command.add_argument("--defence", default="auto", choices=sorted(DEFENCES), help="default: %(default)s")
     command.add_argument("--preset", help="a named set of settings of the defence, such as paper")
     command.add_argument(
@@ -72,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     check_number("--held-out", options.held_out, minimum=0.0, maximum=0.9, above=True)
     allowed = check_number("--max-accuracy-drop", options.max_accuracy_drop, minimum=0.0, maximum=1.0)
     preset = preset_settings(options.defence, options.preset)
+    options.output = _output(options)
     stored = open_model(options)
     rest, held = read_images(options, stored.classifier).hold_out(options.held_out, options.seed)
     defence = build_defence(options.defence, stored.classifier, _settings(options, stored, preset))
@@ -97,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         "accepted": accepted,
         **environment(),
     }
-    if "victim" in stored.facts:
+    if isinstance(stored.facts.get("victim"), dict):
         report["victim"] = stored.facts["victim"]  # so that the purified model can tell its data set, too
     _write(options, stored, purified, report)
     if not accepted:
@@ -107,6 +109,24 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _output(options: argparse.Namespace) -> Path:
+    """Return the path of the results without an ending, after a check that they can be written and replace nothing."""
+    check_writable("--output", options.output)
+    weights, described = storage.both_files(options.output)
+    output = described.with_suffix("")
+    for file in (weights, described, *(output.with_name(output.name + end) for end in (".report.json", ".png"))):
+        if file.is_dir():
+            raise ValueError(f"--output: got {output}, expected another: {file} is a folder")
+    # With a factory's model there is no description to write, but one that lies there would go on without its tensors.
+    there = [file for file in (weights, described) if file.exists()]
+    if there and not options.force:
+        inputs = [Path(options.path), *storage.both_files(options.path)]
+        own = any(each.exists() and each.samefile(file) for each in inputs for file in there)
+        which = "the model that is to be purified" if own else f"a file that exists, {there[0]}"
+        raise ValueError(f"--output: got {which}, expected another path (--force replaces it)")
+    return output
+
+
 def _settings(options: argparse.Namespace, stored: Stored, preset: Row) -> Row:
     """Return the settings of the defence, and print whether it flips images."""
     known = DEFENCES[options.defence].params
@@ -114,7 +134,8 @@ def _settings(options: argparse.Namespace, stored: Stored, preset: Row) -> Row:
     if "max_accuracy_drop" in known:
         settings["max_accuracy_drop"] = options.max_accuracy_drop
     if "horizontal_flip" in known:
-        data = stored.facts.get("victim", {}).get("data", "")
+        victim = stored.facts.get("victim")
+        data = str(victim.get("data", "")) if isinstance(victim, dict) else ""
         settings["horizontal_flip"] = (
             may_be_flipped(data) if options.horizontal_flip is None else options.horizontal_flip
         )
@@ -139,18 +160,24 @@ def _measure(classifier: PyTorchClassifier, images: Images) -> Row:
 
 
 def _write(options: argparse.Namespace, stored: Stored, purified: PyTorchClassifier, report: Row) -> None:
-    """Write the report and the picture, and the model if it is accepted."""
+    """Write the model if it is accepted, then the report and the picture."""
     output: Path = options.output
-    write_json(output.with_name(output.name + ".report.json"), report)
+    place = output.with_name(output.name + ".report.json")
+    weights, described = storage.both_files(output)
+    if report["accepted"]:
+        # Before the report, which must not tell of a model that could not be written.
+        place.unlink(missing_ok=True)
+        if ":" in stored.model:
+            # Of a factory's model only the weights can be described.
+            state = {key: value.detach().cpu().contiguous() for key, value in purified.model.state_dict().items()}
+            described.unlink(missing_ok=True)
+            replacing(weights, lambda file: file.write_bytes(safetensors.save(state)))
+        else:
+            storage.save(output, purified, stored.model, facts=report)
+    elif weights.exists():
+        print(f"{weights} is the earlier file, and not purified now", file=sys.stderr)
+    write_json(place, report)
     try:
         purification_picture(report, output.with_name(output.name + ".png"))
     except ImportError:
         print("no picture: matplotlib is missing, and comes with: pip install 'art-aft[plots]'")
-    if not report["accepted"]:
-        return
-    if ":" in stored.model:
-        # Of a factory's model only the weights can be described.
-        state = {key: value.detach().cpu().contiguous() for key, value in purified.model.state_dict().items()}
-        replacing(output.with_name(output.name + ".safetensors"), lambda file: save_file(state, file))
-    else:
-        storage.save(output, purified, stored.model, facts=report)

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from art_aft.cli.options import add_model, open_model, read_images
+from art_aft.checks import check_number
+from art_aft.cli.options import add_model, check_writable, open_model, read_images
 from art_aft.detection.base import Evidence
 from art_aft.detection.picture import scan_picture
 from art_aft.detection.report import ScanReport
@@ -25,7 +26,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "scan",
         help="test a model for a backdoor from a few clean images, and name its target label",
-        description="Test a model for a backdoor. Exit status: 0 nothing found, 1 backdoor reported, 2 cannot tell.",
+        description="Test a model for a backdoor. Exit status: 0 nothing found, 1 backdoor reported, 2 cannot "
+        "tell; `art-aft --help` has those of errors.",
     )
     add_model(command)
     command.add_argument("--output", type=Path, help="where the report goes: OUTPUT.json and a picture, OUTPUT.png")
@@ -51,6 +53,11 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft scan`."""
+    if options.output:
+        check_writable("--output", options.output)
+        if options.output.with_name(options.output.name + ".safetensors").exists():
+            # Its description would be replaced by the report.
+            raise ValueError(f"--output: got {options.output}, expected another path: a model is stored there")
     reference = [_score(path, options.effort) for path in options.reference]
     classifier = open_model(options).classifier
     images = read_images(options, classifier)
@@ -77,7 +84,7 @@ def _score(path: Path, effort: str) -> float:
         raise ValueError(f"--reference: got {path}, expected a report of a scan")
     if facts.get("effort") != effort:
         raise ValueError(f"--reference: got {path} of effort {facts.get('effort')!r}, expected {effort!r}")
-    return float(facts["score"])
+    return check_number("--reference: score", facts["score"], minimum=0.0)
 
 
 def _facts(report: ScanReport) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from art_aft.cli.options import add_victim, read_victim
+from art_aft.cli.options import add_victim, check_rows, read_victim
 from art_aft.experiments.rows import add_row
 from art_aft.experiments.victims import train_victim
 
@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft train`: store a victim, and print its scores or add them to a file of rows."""
     settings, flags = read_victim(options)
+    check_rows(options.rows)
     train_victim(settings, store=options.store, verbose=not options.quiet)
     place = options.store / settings.key
     facts = json.loads(place.with_name(place.name + ".json").read_text(encoding="utf-8"))["facts"]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
-from tqdm.auto import tqdm
 
 from art_aft.checks import check_flag, check_integer, check_labels, check_number
+from art_aft.data.image_files import class_order, part_of, read_images
 
 
 @dataclass(frozen=True)
@@ -108,20 +103,21 @@ def image_folders(path: str | Path, *, horizontal_flip: bool | None = None, verb
     """
     Return a data set of image files in class folders: `<part>/<class>/<file>` or, in `<part>.zip`, `<class>/<file>`.
 
-    The parts are `train` and `test`. A class's index is its place among the sorted folder names of `train`.
+    The parts are `train` and `test`. A class's index is its place among the folder names of `train`, in `class_order`.
 
     :param path: The folder that contains the two parts. Its name is the data set's.
     :param horizontal_flip: Whether an image that is flipped left to right keeps its class. None decides by the folder's
         name, as `may_be_flipped`.
     :param verbose: Whether to show progress bars.
     :return: uint8 images with three channels, all of one size.
-    :raises ValueError: If a part is missing or empty, images differ in size, or `test` has a class of its own.
+    :raises ValueError: If a part is missing or empty, a file cannot be read, images differ in size, or `test` has a
+        class of its own.
     :raises ImportError: If Pillow is missing, which reads the files.
     """
     path = Path(path)
     x_train, names_train = _read_part(path, "train", verbose)
     x_test, names_test = _read_part(path, "test", verbose)
-    classes = sorted(set(names_train))
+    classes = class_order(names_train)
     unknown = sorted(set(names_test) - set(classes))
     if unknown:
         raise ValueError(f"path: got class {unknown[0]!r} in the test part of {path}, expected only those of train")
@@ -147,52 +143,23 @@ def labelled_images(path: str | Path, *, verbose: bool = False) -> tuple[np.ndar
 
     :param path: The folder or the zip.
     :param verbose: Whether to show a progress bar.
-    :return: uint8 images of shape (N, 3, H, W), their labels as indices, and the sorted class names that the indices
-        refer to.
-    :raises ValueError: If there is no image, or images differ in size.
+    :return: uint8 images of shape (N, 3, H, W), their labels as indices, and the class names that the indices refer
+        to, in `class_order`.
+    :raises ValueError: If there is no image, a file cannot be read, or images differ in size.
     :raises ImportError: If Pillow is missing, which reads the files.
     """
-    images, names = _read_images(Path(path), verbose)
-    classes, labels = np.unique(names, return_inverse=True)
-    return images, labels.astype(np.int64), classes.tolist()
+    images, names = read_images(Path(path), verbose=verbose)
+    classes = class_order(names)
+    index = {name: number for number, name in enumerate(classes)}
+    return images, np.array([index[name] for name in names], dtype=np.int64), classes
 
 
 def _read_part(path: Path, part: str, verbose: bool) -> tuple[np.ndarray, list[str]]:
     """Return the images of one part, a folder or else a zip, and their class names."""
-    for place in (path / part, path / f"{part}.zip"):
-        if place.exists():
-            return _read_images(place, verbose)
-    raise ValueError(f"path: got {path} without {part}/ or {part}.zip, expected one of them")
-
-
-def _read_images(path: Path, verbose: bool) -> tuple[np.ndarray, list[str]]:
-    """Return the images of a folder or zip as uint8 (N, 3, H, W), sorted by class and name, and their class names."""
-    from PIL import Image
-
-    entries: dict[str, Callable[[], Any]]
-    with contextlib.ExitStack() as stack:
-        if path.is_dir():
-            files = [file for file in path.glob("*/*") if file.is_file()]
-            entries = {f"{file.parent.name}/{file.name}": partial(open, file, "rb") for file in files}
-        elif zipfile.is_zipfile(path):
-            zipped = stack.enter_context(zipfile.ZipFile(path))
-            names = [name for name in zipped.namelist() if name.count("/") == 1 and not name.endswith("/")]
-            entries = {name: partial(zipped.open, name) for name in names}
-        else:
-            raise ValueError(f"path: got {path}, expected a folder or a zip of images")
-        order = sorted(name for name in entries if name.lower().endswith((".jpg", ".jpeg", ".png", ".ppm", ".bmp")))
-        if not order:
-            raise ValueError(f"path: got no image in {path}, expected <class>/<file>")
-        bar = tqdm(order, desc=f"Read {path.parent.name} {path.stem}", disable=None if verbose else True, leave=False)
-        for row, name in enumerate(bar):
-            with entries[name]() as file:
-                image = np.moveaxis(np.asarray(Image.open(file).convert("RGB")), -1, 0)
-            if row == 0:
-                images = np.empty((len(order), *image.shape), dtype=np.uint8)
-            if image.shape != images.shape[1:]:
-                raise ValueError(f"path: got {image.shape} for {name} in {path}, expected all as {images.shape[1:]}")
-            images[row] = image
-    return images, [name.split("/")[0] for name in order]
+    place = part_of(path, part)
+    if place is None:
+        raise ValueError(f"path: got {path} without {part}/ or {part}.zip, expected one of them")
+    return read_images(place, verbose=verbose)
 
 
 def cifar10() -> Dataset:

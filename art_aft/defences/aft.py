@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,7 +35,7 @@ class AdversarialFineTuningReport(PurificationReport):
     :param adversarial_classifier: The classifier after Stage 2; None before a call.
     """
 
-    adversarial_classifier: PyTorchClassifier | None = None
+    adversarial_classifier: PyTorchClassifier | None = field(default=None, repr=False)
 
 
 @register("aft")
@@ -169,13 +169,17 @@ def attack_on(classifier: PyTorchClassifier, attack: EvasionAttack | None, setti
 
     :param classifier: The classifier.
     :param attack: The attack, on whatever estimator; None is `TorchAttacksPGD` with its defaults.
-    :param settings: Whose precision, seed and verbosity the default attack has.
+    :param settings: The defence, whose precision, seed and verbosity the default attack has.
     """
     if attack is None:
         seed = seed_for(settings.seed, "attack", 0)
         return TorchAttacksPGD(classifier, precision=settings.precision, seed=seed, verbose=settings.verbose)
-    moved = copy.copy(attack)
+    moved, estimator = copy.copy(attack), attack.estimator
     moved._estimator = classifier
+    if estimator is not settings.classifier and getattr(estimator, "model", None) is settings.classifier.model:
+        # ART's AutoProjectedGradientDescent keeps its loss in an estimator of its own around the same model.
+        moved._estimator = copy.copy(estimator)
+        moved._estimator._model = classifier._model
     # ART's ProjectedGradientDescent does its work through an attack inside, AutoAttack through several.
     for name, value in vars(attack).items():
         if isinstance(value, EvasionAttack):

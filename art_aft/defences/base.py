@@ -5,26 +5,33 @@ from __future__ import annotations
 import abc
 import dataclasses
 import inspect
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
 from art.data_generators import PyTorchDataGenerator
 from art.defences.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 from art_aft.checks import check_flag
-from art_aft.classifiers.classifier import check_classifier, clone, images_for
+from art_aft.classifiers.classifier import check_classifier, check_outputs, clone, images_for
+from art_aft.classifiers.pixel_module import eager
 from art_aft.data.images import Images
 from art_aft.defences.report import PurificationReport, Stage
 from art_aft.registry import Registry
 from art_aft.runtime.callbacks import Callback
-from art_aft.runtime.processes import check_same, from_first
+from art_aft.runtime.processes import check_same, from_first, world
 from art_aft.runtime.random_state import isolated_rng
 from art_aft.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -105,28 +112,37 @@ class Defence(Transformer):
         :param y: The images' labels, as indices or one-hot; None with a loader.
         :param callback: Watches stages, steps and epochs.
         :return: The purified classifier.
-        :raises ValueError: If the data do not fit the classifier, or data or settings differ between processes that
-            work together.
+        :raises ValueError: If the data do not fit the classifier, the model does not return logits, has no parameter
+            that can be trained or cannot be copied, or data or settings differ between processes that work together.
         """
+        if callback is not None and not isinstance(callback, Callback):
+            raise TypeError(f"callback: got {type(callback).__name__}, expected art_aft.runtime.callbacks.Callback")
         if transformed_classifier is not None:
             check_classifier("transformed_classifier", transformed_classifier)
-        images = images_for(self.classifier if transformed_classifier is None else transformed_classifier, x, y)
+        given = self.classifier if transformed_classifier is None else transformed_classifier
+        images = images_for(given, x, y)
+        check_outputs(given, trained=self._trains())
         purified = clone(self.classifier) if transformed_classifier is None else transformed_classifier
         if getattr(self, "learning_rate", 0.0) is None and purified.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
-        check_same(purified.device, x=images.pixels, y=images.labels, settings=repr(self.get_params()))
+        check_same(purified.device, x=images.pixels, y=images.labels, settings=self._settings_in_words())
+        before = [tensor.detach().clone() for tensor in _state(purified)]
         start, run = time.perf_counter(), Run(callback)
-        with isolated_rng():
+        with isolated_rng(), _not_compiled(purified), _steps_of(purified) as steps:
             found = self._purify(purified, images, run) or PurificationReport()
         # Across processes all return the same classifier, also where each has worked and rounded for itself.
-        from_first([*purified.model.parameters(), *purified.model.buffers()])
+        from_first(_state(purified))
         purified.model.eval()
+        changed = not all(map(torch.equal, before, _state(purified)))
+        if not changed and steps:
+            logger.warning("%s trained, but changed no weights of the classifier", type(self).__name__)
         self.report = dataclasses.replace(
             found,
             settings=self.get_params(),
             n_images=len(images),
             stages=tuple(run.stages),
             seconds=time.perf_counter() - start,
+            changed=changed,
         )
         return purified
 
@@ -140,6 +156,24 @@ class Defence(Transformer):
         :param run: Times stages; its callbacks go to `fit`.
         :return: What was found, as a report whose settings, stages and times are filled in afterwards; None is nothing.
         """
+
+    def _settings_in_words(self) -> str:
+        """Return the settings as text that is the same in all processes; some of ART's attacks cannot be printed."""
+        if world().size == 1:
+            return ""
+        return repr(
+            {
+                name: {key: getattr(value, key) for key in value.attack_params if key != "verbose"}
+                if isinstance(value, EvasionAttack)
+                else value
+                for name, value in self.get_params().items()
+            }
+        )
+
+    def _trains(self) -> bool:
+        """Return whether the settings ask for training: there is no number of epochs, or one above 0."""
+        epochs = [value for name, value in self.get_params().items() if name.endswith("epochs")]
+        return not epochs or any(epochs)
 
     def _check_params(self) -> None:
         """Check the settings; change nothing."""
@@ -175,6 +209,40 @@ class Defence(Transformer):
         except (TypeError, ValueError):
             self.__dict__.update(before)
             raise
+
+
+def _state(classifier: PyTorchClassifier) -> list[torch.Tensor]:
+    return [*classifier.model.parameters(), *classifier.model.buffers()]
+
+
+@contextmanager
+def _not_compiled(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put the model before `torch.compile` in its compiled form's place, which calls no hooks."""
+    wrapper, model = classifier._model, classifier.model
+    if eager(model) is model:
+        yield
+        return
+    wrapper._model = eager(model)
+    try:
+        yield
+    finally:
+        wrapper._model = model
+
+
+@contextmanager
+def _steps_of(classifier: PyTorchClassifier) -> Iterator[list[int]]:
+    """Lend out a list that gets an entry for each step of an optimizer of the classifier's parameters."""
+    own, steps = {id(parameter) for parameter in classifier.model.parameters()}, []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            steps.append(1)
+
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        yield steps
+    finally:
+        hook.remove()
 
 
 DEFENCES: Registry[type[Defence]] = Registry("defence", group="art_aft.defences")

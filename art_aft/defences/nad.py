@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_clip_values, check_integer, check_number
 from art_aft.classifiers.classifier import clone
-from art_aft.classifiers.pixel_module import borrow
+from art_aft.classifiers.pixel_module import borrow, eager
 from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
 from art_aft.defences.base import NAD_RELEASE, Defence, Run, register
@@ -111,7 +111,7 @@ class NeuralAttentionDistillation(Defence):
         for beta in self.betas:
             check_number("betas", beta, minimum=0.0)
         if self.layers is not None:
-            known = dict(self.classifier.model.named_modules())
+            known = dict(eager(self.classifier.model).named_modules())
             for name in self.layers:
                 if name not in known:
                     raise ValueError(f"layers: got {name!r}, expected names of the model's layers: {', '.join(known)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import joblib
@@ -37,7 +37,7 @@ class NeuralCleanseReport(PurificationReport):
     :param detection: The triggers that it found, and the labels that it suspects; None before a call.
     """
 
-    detection: Detection | None = None
+    detection: Detection | None = field(default=None, repr=False)
 
 
 @register("neural_cleanse")

@@ -49,6 +49,7 @@ class PurificationReport:
     :param stages: Its parts, in order.
     :param seconds: How long all of it took.
     :param accepted: Whether the purified classifier keeps enough accuracy; True where the defence sets no bound.
+    :param changed: Whether any weight or running statistic is another one than before.
     :param chosen: What the defence chose by itself, by name.
     """
 
@@ -57,4 +58,5 @@ class PurificationReport:
     stages: tuple[Stage, ...] = ()
     seconds: float = 0.0
     accepted: bool = True
+    changed: bool = True
     chosen: Mapping[str, Any] = field(default_factory=dict)

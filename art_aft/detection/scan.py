@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader
 
 from art_aft.checks import check_choice, check_flag, check_integer, check_number
-from art_aft.classifiers.classifier import check_classifier, images_for, predict_labels
+from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.detection.base import DETECTORS, EXPENSIVE, Evidence, Suspect
 from art_aft.detection.report import ScanReport
@@ -95,6 +95,7 @@ class BackdoorScan:
         """
         start = time.perf_counter()
         images = images_for(self.classifier, x, y, max_images=self.max_images, seed=self.seed)
+        check_outputs(self.classifier)
         right = predict_labels(self.classifier, images.pixels) == images.labels
         notes = self._weaknesses(images.labels, right)
         suspect = Suspect(

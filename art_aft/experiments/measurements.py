@@ -17,6 +17,7 @@ from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.attacks import stamp
 from art_aft.attacks.labels import wanted_labels
 from art_aft.classifiers.classifier import clone, features, predict_labels
+from art_aft.data.image_files import contents
 from art_aft.data.pixels import to_float
 from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
@@ -134,7 +135,8 @@ class Cell:
     @property
     def key(self) -> str:
         """A readable name for files, different for different cells."""
-        digest = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:12]
+        facts = json.dumps(self.facts(), sort_keys=True) + contents(self.victim.data)
+        digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
         victim = self.victim
         return f"{Path(victim.data).name}-{victim.attack}-{self.task}-{self.defence}-{self.subset}-{digest}"
 

@@ -14,7 +14,7 @@ import torch
 from art.attacks.attack import EvasionAttack
 
 from art_aft.experiments.victims import Row, environment
-from art_aft.runtime.files import write_json
+from art_aft.runtime.files import locked, write_json
 
 
 def json_values(value: Any) -> Any:
@@ -61,15 +61,33 @@ def _described(value: Any) -> Any:
 
 def add_row(path: Path, row: Row, same: Sequence[str] = ("victim",)) -> None:
     """
-    Add a row to a JSON file of rows.
+    Add a row to a JSON file of rows. Several processes may add rows to the same file.
 
     :param path: The file. It is made if it is missing.
     :param row: The row. It replaces earlier rows that have the same values for the keys `same`.
     :param same: Names of keys.
+    :raises ValueError: If the file is not a JSON list of rows.
     """
     row = json_values(row)
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    write_json(path, [other for other in rows if any(other.get(key) != row[key] for key in same)] + [row])
+    with locked(path):
+        rows = read_rows(path)
+        write_json(path, [other for other in rows if any(other.get(key) != row[key] for key in same)] + [row])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """
+    Return the rows of a JSON file.
+
+    :param path: The file. One that is missing has no rows.
+    :raises ValueError: If the file is not a JSON list of rows.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"rows: got {path}, expected a JSON list of rows ({error})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"rows: got {path}, expected a JSON list of rows")
+    return rows
 
 
 def write_record(path: Path, rows: Sequence[Row], **facts: Any) -> None:

@@ -25,6 +25,7 @@ from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.data.datasets import Dataset, load, split_clean
+from art_aft.data.image_files import contents
 from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
 from art_aft.metrics import Scores, evaluate
@@ -67,8 +68,7 @@ class VictimSettings:
     :param cover_ratio: Number of cover images for each poisoned one, for attacks that have them.
     :param clean_label: Whether only images of the target class are poisoned, and keep their label.
     :param trigger: Settings of the trigger that are not its defaults, such as {"ratio": 0.1}; JSON values.
-    :param normalise: Whether the classifier normalises pixels by their mean and deviation over the training images, by
-        channel.
+    :param normalise: Whether the classifier normalises pixels by mean and deviation of the training images, by channel.
     :param seed: The seed of the split, the poisoning, the weights and the training.
     :raises ValueError: If `labels` is neither of the two.
     """
@@ -103,10 +103,11 @@ class VictimSettings:
 
     @property
     def key(self) -> str:
-        """A readable name for files, different for different settings, whatever folder the data are in."""
-        facts = {**asdict(self), "data": Path(self.data).name}
+        """A readable name for files, different for different settings and data, wherever the data lie."""
+        name = Path(self.data).name
+        facts = {**asdict(self), "data": name if self.data == "digits" else name + contents(self.data)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{facts['data']}-{self.model}-{self.attack}-{self.labels}-{self.rate:g}-{digest}"
+        return f"{name}-{self.model}-{self.attack}-{self.labels}-{self.rate:g}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,7 @@ def train_victim(
     :param settings: The victim's settings.
     :param dataset: The data, if they are loaded already.
     :param store: A folder for finished classifiers, and for the checkpoint of an unfinished one.
-    :param verbose: Whether to show a progress bar, with ACC and ASR on 1,000 test images after each epoch if there is
-        a `store`.
+    :param verbose: Whether to show a progress bar and, with a `store`, ACC and ASR on 1,000 test images by epoch.
     :raises ValueError: If a name is unknown or a number is out of its range.
     """
     dataset = dataset or load(settings.data, seed=settings.seed, verbose=verbose)

@@ -1,12 +1,20 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and a lock between processes."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def replacing(path: Path, write: Callable[[Path], Any]) -> None:
@@ -16,13 +24,82 @@ def replacing(path: Path, write: Callable[[Path], Any]) -> None:
     :param path: Where the file goes; its folder is made.
     :param write: Called with the temporary path.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    replacing_all({path: write})
+
+
+def replacing_all(writes: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """
+    Write several files beside their places, and move them there when all of them are whole.
+
+    A process that is killed between two moves leaves the first files without the last one, which should therefore be
+    able to tell whether the others belong to it.
+
+    :param writes: For each path what writes it, called with a temporary path. Folders are made.
+    """
+    # A process may write the same file in two threads, and two machines may have processes of the same number.
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = {path: path.with_name(f"{path.name}.{token}.part") for path in writes}
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        for path, write in writes.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary[path])
+        for path, part in temporary.items():
+            os.replace(part, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for part in temporary.values():
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, timeout: float = 60.0, wait: float = 0.02) -> Iterator[None]:
+    """
+    Run a block while no other process runs one for the same file.
+
+    Where the system has `flock`, a killed process leaves no lock. Elsewhere it leaves the file `path`.lock.
+
+    :param path: The file that the block reads and changes. Its folder is made.
+    :param timeout: Seconds after which to give up.
+    :param wait: Seconds between two tries.
+    :raises TimeoutError: If another process holds the lock for longer than `timeout`.
+    """
+    lock = path.with_name(path.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + timeout
+    while (handle := _take(lock)) is None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{lock}: got no lock in {timeout:g} seconds; delete it if no other process runs")
+        time.sleep(wait)
+    try:
+        yield
+    finally:
+        if fcntl:
+            lock.unlink(missing_ok=True)
+            os.close(handle)
+        else:
+            os.close(handle)
+            lock.unlink(missing_ok=True)
+
+
+def _take(lock: Path) -> int | None:
+    """Return the handle of the lock file if the lock is free, else None."""
+    if fcntl is None:
+        try:
+            return os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+        except FileExistsError:
+            return None
+    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The one who held the lock may have deleted the file since it was opened here.
+        if os.path.samestat(os.fstat(handle), os.stat(lock)):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-#: What each random choice is for, and the number of its stream. Streams of one defence have different numbers, so that
-#: they share no draw; names that never meet in one defence may share a number.
+#: What each random choice of this package is for, and the number of its stream. Streams of one defence have different
+#: numbers, so that they share no draw; names that never meet in one defence may share a number.
 STREAMS = {
     "attack": 0,
     "held out": 0,
@@ -29,6 +30,11 @@ STREAMS = {
 }
 
 
+def _number(stream: str) -> int:
+    """Return the number of a stream; a name that is not in the table has one of its own."""
+    return STREAMS[stream] if stream in STREAMS else zlib.crc32(stream.encode())
+
+
 def seed_for(seed: int, stream: str, *turn: int) -> int:
     """
     Return the seed of one random choice, so that a second choice does not repeat the first one's draws.
@@ -37,11 +43,11 @@ def seed_for(seed: int, stream: str, *turn: int) -> int:
     False
 
     :param seed: The user's seed, at least 0.
-    :param stream: What the choice is for; one of `STREAMS`.
+    :param stream: What the choice is for, in a word or two. Other words give another seed.
     :param turn: How often that choice was made before, where it is made again and again.
     :return: A seed in [0, 2**32).
     """
-    return int(np.random.SeedSequence([seed, STREAMS[stream], *turn]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, _number(stream), *turn]).generate_state(1)[0])
 
 
 def rng_for(seed: int, stream: str) -> np.random.Generator:
@@ -49,9 +55,9 @@ def rng_for(seed: int, stream: str) -> np.random.Generator:
     Return numpy's generator for one random choice.
 
     :param seed: The user's seed, at least 0.
-    :param stream: What the choice is for; one of `STREAMS`.
+    :param stream: What the choice is for, in a word or two.
     """
-    return np.random.default_rng([seed, STREAMS[stream]])
+    return np.random.default_rng([seed, _number(stream)])
 
 
 @contextmanager

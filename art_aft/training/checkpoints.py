@@ -37,17 +37,35 @@ class Checkpoint:
         """
         Return the number of finished epochs, after continuing from the file if there is one.
 
-        :raises ValueError: If the file is of another run.
+        :raises ValueError: If the file is broken, or of another run.
         """
         if not self.path.exists():
             return 0
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = self._state()
         if state["recipe"] != self.recipe or len(state["parts"]) != len(self.parts):
             raise ValueError(f"checkpoint: got {self.path} of another run, expected one with the same recipe and data")
         try:
             for part, values in zip(self.parts, state["parts"], strict=True):
                 part.load_state_dict(values)
-        except ValueError as error:
-            raise ValueError(f"checkpoint: got {self.path} of another run ({error})") from None
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"checkpoint: got {self.path} of another run ({reason})") from None
         torch.set_rng_state(state["torch"])
         return state["epoch"]
+
+    def _state(self) -> dict[str, Any]:
+        """Return what the file contains."""
+        with self.path.open("rb") as file:
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except MemoryError:
+                raise
+            except Exception as error:
+                # Without the text of the error, which is advice on how to unpickle the file all the same.
+                raise ValueError(
+                    f"checkpoint: got {self.path}, which is broken ({type(error).__name__}), expected one that was "
+                    "written whole; delete it to start anew"
+                ) from None
+        if not isinstance(state, dict) or not {"recipe", "epoch", "parts", "torch"} <= state.keys():
+            raise ValueError(f"checkpoint: got {self.path}, which is no checkpoint, expected that of a training run")
+        return state

@@ -22,8 +22,8 @@ from helpers import (
 )
 from networks import ConvolutionalNet, Dense, FlatNet, Hidden, TokenNet, TwoSources, UpsideDownNet, logits_of
 
-from art_aft.classifiers.classifier import build_classifier, clone, predict_labels
-from art_aft.classifiers.layers import Head
+from art_aft.classifiers.classifier import build_classifier, clone, features, predict_labels
+from art_aft.classifiers.layers import Head, NothingToPrune, output_weights
 
 # Name of the model, its image's shape, the layer to be found, its channels, and whether its output is the model's.
 NETS = {
@@ -353,3 +353,26 @@ class TestErrors:
         assert head.nb_channels == head.layer.weight.shape[1]
         inputs = head.inputs(tiny_data(2)[0])
         np.testing.assert_allclose(head.activations(tiny_data(2)[0]), inputs, atol=1e-6)
+
+
+class TestStrangeLayers:
+    def test_a_compiled_model_has_the_layers_of_the_plain_one(self):
+        (x, _), model = tiny_data(), TinyNet()
+        settings = {"input_shape": SHAPE, "nb_classes": NB_CLASSES}
+        plain = build_classifier(model, **settings)
+        compiled = build_classifier(torch.compile(TinyNet(), backend="eager"), **settings)
+        compiled.predict(x)  # what runs first is compiled without hooks
+        heads = Head(plain, x), Head(compiled, x)
+        assert [(head.name, head.nb_channels, head.is_last) for head in heads] == [("fc", 8, True)] * 2
+        assert torch.equal(heads[0].inputs(x), heads[1].inputs(x))
+        np.testing.assert_array_equal(output_weights(compiled, x), model.fc.weight.detach().numpy())
+        np.testing.assert_array_equal(features(compiled, x), features(plain, x))
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+    @pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+    def test_a_head_whose_weights_are_computed_is_refused(self, norm):
+        """A cut would be gone with the next prediction."""
+        classifier = tiny_classifier()
+        norm(classifier.model.fc)
+        with pytest.raises(NothingToPrune, match=r"got a layer fc whose weight is computed"):
+            Head(classifier, tiny_data()[0])

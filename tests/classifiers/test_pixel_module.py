@@ -19,7 +19,7 @@ from helpers import (
     weights,
 )
 
-from art_aft.classifiers.classifier import build_classifier
+from art_aft.classifiers.classifier import build_classifier, features, predict_logits
 from art_aft.classifiers.pixel_module import borrow
 
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -228,3 +228,39 @@ def test_a_model_with_tensors_of_five_dimensions_is_borrowed(kind, fold, matrix_
     with untouched(classifier), torch.no_grad(), borrow(classifier, fold=fold, freeze=True) as module:
         assert module.bfloat16
         torch.testing.assert_close(module.eval()(x), expected, rtol=0.1, atol=0.1)
+
+
+class TestInPlace:
+    """A model that works in place on its input."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.net = torch.nn.Hardtanh(0.2, 0.4, inplace=True), TinyNet()
+
+        def features(self, x):
+            return self.net.features(self.first(x))
+
+        def forward(self, x):
+            return self.net(self.first(x))
+
+    @pytest.mark.parametrize("encoding", ENCODINGS[:3])
+    def test_the_users_array_stays_and_predictions_are_arts(self, encoding):
+        given = encoded(encoding, self.Net(), SHAPE, NB_CLASSES)
+        x = given.encode(tiny_data()[0])
+        before = x.copy()
+        logits = predict_logits(given.classifier, x)
+        features(given.classifier, x)
+        np.testing.assert_array_equal(x, before)
+        np.testing.assert_allclose(logits, given.classifier.predict(x), atol=1e-5)
+
+    def test_gradients_with_respect_to_the_pixels_are_those_of_the_plain_model(self):
+        classifier = build_classifier(self.Net(), input_shape=SHAPE, nb_classes=NB_CLASSES)
+        x = torch.from_numpy(tiny_data(4)[0]).requires_grad_(True)
+        before = x.detach().clone()
+        with borrow(classifier, precision="float32") as module:
+            module.eval()
+            (own,) = torch.autograd.grad(module(x).sum(), x)
+        assert torch.equal(x.detach(), before)
+        (expected,) = torch.autograd.grad(classifier.model.net(x.clamp(0.2, 0.4)).sum(), x)
+        torch.testing.assert_close(own, expected)

@@ -1,16 +1,23 @@
 """Classifiers on disk: what comes back, and what is refused."""
 
+import argparse
+import hashlib
 import json
+import os
 import pickle
+import stat
 
 import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from helpers import TinyNet, same_weights, untouched
+from safetensors.torch import load_file, save_file
 
 from art_aft.attacks import TRIGGERS, BadNets, Blend, InputAware, Trigger, WaNet
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
+from art_aft.runtime import files
 
 
 def classifier(**settings):
@@ -127,3 +134,364 @@ def test_a_missing_file_and_another_format_are_named(tmp_path):
 def test_loading_gives_arts_own_classifier(tmp_path):
     storage.save(tmp_path / "m", classifier(), "wrn-10-1")
     assert type(storage.load(tmp_path / "m").classifier) is PyTorchClassifier
+
+
+class TestBothFilesBelongToEachOther:
+    @pytest.fixture
+    def place(self, tmp_path):
+        storage.save(tmp_path / "m", classifier(), "wrn-10-1", trigger=BadNets(), facts={"acc": 0.5})
+        return tmp_path / "m"
+
+    def test_the_digest_is_that_of_the_file(self, place):
+        weights, described = storage.both_files(place)
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert json.loads(described.read_text())["sha256"] == digest
+
+    def test_a_flipped_bit_is_found_wherever_it_is(self, place):
+        weights, _ = storage.both_files(place)
+        data = weights.read_bytes()
+        for position in (0, 9, len(data) // 3, len(data) // 2, len(data) - 1):
+            weights.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+            with pytest.raises(ValueError, match=r"m\.safetensors is not the file that m\.json describes"):
+                storage.load(place)
+        weights.write_bytes(data)
+        assert storage.load(place).facts == {"acc": 0.5}
+
+    def test_tensors_without_a_description_are_refused_plainly(self, place):
+        place.with_name("m.json").unlink()
+        with pytest.raises(ValueError, match=r"m\.safetensors lies there without m\.json"):
+            storage.load(place)
+
+    @pytest.mark.parametrize("moves", [0, 1])
+    def test_a_save_that_stops_between_the_files_is_found(self, place, monkeypatch, moves):
+        """With 0 moves the old model is there; with 1 it is gone, which must not pass for the new one."""
+        left, move = moves, os.replace
+
+        def stop(source, target):
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            move(source, target)
+
+        other = classifier()
+        other.model.fc.weight.data.add_(1)
+        monkeypatch.setattr(files.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            storage.save(place, other, "wrn-10-1", facts={"acc": 0.9})
+        monkeypatch.undo()
+        assert sorted(file.name for file in place.parent.iterdir()) == ["m.json", "m.safetensors"]
+        if moves == 0:
+            assert storage.load(place).facts == {"acc": 0.5}
+        else:
+            with pytest.raises(ValueError, match="is not the file that"):
+                storage.load(place)
+
+    def test_a_full_disk_leaves_neither_file(self, tmp_path, monkeypatch):
+        def full(self, *_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("pathlib.Path.write_text", full)  # the description, after the tensors
+        with pytest.raises(OSError, match="No space left"):
+            storage.save(tmp_path / "new", classifier(), "wrn-10-1")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.skipif(os.name != "posix", reason="modes of files")
+    @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+    def test_the_files_have_the_mode_of_any_new_file(self, tmp_path, mask):
+        before = os.umask(mask)
+        try:
+            storage.save(tmp_path / "m", classifier(), "wrn-10-1")
+        finally:
+            os.umask(before)
+        modes = {stat.S_IMODE(file.stat().st_mode) for file in storage.both_files(tmp_path / "m")}
+        assert modes == {0o666 & ~mask}
+
+    @pytest.mark.parametrize("given", ["m", "m.json", "m.safetensors"])
+    @pytest.mark.parametrize("asked", ["m", "m.json", "m.safetensors"])
+    def test_the_path_may_have_either_ending(self, tmp_path, given, asked):
+        storage.save(tmp_path / given, classifier(), "wrn-10-1")
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
+        assert same_weights(storage.load(tmp_path / asked).classifier, classifier())
+
+    def test_a_point_in_the_name_is_no_ending(self, tmp_path):
+        storage.save(tmp_path / "badnets-0.1", classifier(), "wrn-10-1")
+        assert (tmp_path / "badnets-0.1.json").exists()
+        assert same_weights(storage.load(tmp_path / "badnets-0.1").classifier, classifier())
+
+    def test_models_of_the_first_format_load_without_a_digest(self, place):
+        change(place, lambda d: d.update(format=1) or d.pop("sha256"))
+        assert storage.load(place).facts == {"acc": 0.5}
+        change(place, lambda d: d.update(format=2))
+        with pytest.raises(ValueError, match="got no digest"):
+            storage.load(place)
+
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.float64, torch.float16, torch.bfloat16])
+    def test_tensors_of_another_type_are_refused(self, place, dtype):
+        weights, _ = storage.both_files(place)
+        tensors = load_file(weights)
+        tensors["model.fc.weight"] = tensors["model.fc.weight"].to(dtype)
+        replace_tensors(place, tensors)
+        with pytest.raises(ValueError, match=f"'fc.weight' of .* {dtype}, expected .* torch.float32"):
+            storage.load(place)
+
+
+def change(place, edit):
+    """Edit the description of a stored model."""
+    file = place.with_name(place.name + ".json")
+    description = json.loads(file.read_text())
+    edit(description)
+    file.write_text(json.dumps(description))
+
+
+def replace_tensors(place, tensors):
+    """Replace the tensors of a stored model as a stranger could, with the right digest."""
+    weights, _ = storage.both_files(place)
+    save_file(tensors, weights)
+    change(place, lambda d: d.update(sha256=hashlib.sha256(weights.read_bytes()).hexdigest()))
+
+
+HOSTILE = {
+    "depth": {"model": "wrn-600004-1"},
+    "width": {"model": "wrn-16-100000"},
+    "both at their limit": {"model": "wrn-1000-1000"},
+    "a number of many digits": {"model": "wrn-" + "9" * 5000 + "-1"},
+    "another model": {"model": "preactresnet-18"},
+    "no such model": {"model": "alexnet"},
+    "a factory": {"model": "os:getcwd"},
+    "no name": {"model": None},
+    "classes": {"nb_classes": 10**9},
+    "classes at their limit": {"nb_classes": 100_000},
+    "no classes": {"nb_classes": "many"},
+    "channels": {"input_shape": [10**9, 16, 16]},
+    "a side": {"input_shape": [3, 10**12, 16]},
+    "two numbers": {"input_shape": [3, 16]},
+    "fractions": {"input_shape": [3.5, 16, 16]},
+    "clip values": {"clip_values": [1, 0]},
+    "one clip value": {"clip_values": [1]},
+    "text as clip values": {"clip_values": "01"},
+    "a deviation of 0": {"preprocessing": [[0.5] * 3, [0.0] * 3]},
+    "a deviation that is none": {"preprocessing": [[0.5] * 3, [float("nan")] * 3]},
+    "a mean of another length": {"preprocessing": [[0.5] * 2, [1.0] * 3]},
+    "a mean alone": {"preprocessing": [[0.5] * 3]},
+    "facts": {"facts": [1]},
+    "a list as trigger": {"trigger": []},
+    "an unknown trigger": {"trigger": {"attack": "magic", "settings": {}}},
+    "a trigger's unknown setting": {"trigger": {"attack": "badnets", "settings": {"magic": 1}}},
+    "levels": {"trigger": {"attack": "input_aware", "settings": {"in_channels": 3, "base_width": 32, "levels": 30}}},
+    "a million levels": {
+        "trigger": {"attack": "input_aware", "settings": {"in_channels": 3, "base_width": 1, "levels": 10**6}}
+    },
+    "levels at their limit": {
+        "trigger": {"attack": "input_aware", "settings": {"in_channels": 3, "base_width": 1024, "levels": 12}}
+    },
+    "no levels": {"trigger": {"attack": "input_aware", "settings": {}}},
+    "a grid": {"trigger": {"attack": "wanet", "settings": {"grid_size": 10**6}}},
+}
+
+
+class TestStrangersDescriptions:
+    @pytest.fixture
+    def place(self, tmp_path):
+        storage.save(tmp_path / "m", classifier(), "wrn-10-1")
+        return tmp_path / "m"
+
+    @pytest.fixture(autouse=True)
+    def nothing_large(self, monkeypatch):
+        """Refuse to draw large weights, which is what takes the time and the memory."""
+        draw = torch.Tensor.normal_
+
+        def small(tensor, *arguments, **settings):
+            assert tensor.is_meta or tensor.numel() < 10**6
+            return draw(tensor, *arguments, **settings)
+
+        monkeypatch.setattr(torch.Tensor, "normal_", small)
+
+    @pytest.mark.parametrize("case", HOSTILE)
+    def test_a_hostile_one_is_refused_before_anything_is_built(self, place, monkeypatch, case):
+        change(place, lambda d: d.update(HOSTILE[case]))
+        built = []
+        monkeypatch.setattr(storage, "build_classifier", lambda *_, **__: built.append(1))
+        with pytest.raises(ValueError, match=r"^(path|clip_values): got "):
+            storage.load(place)
+        assert built == []
+
+    @pytest.mark.parametrize("key", ["model", "input_shape", "nb_classes", "clip_values", "facts"])
+    def test_a_missing_entry_is_named(self, place, key):
+        change(place, lambda d: d.pop(key))
+        with pytest.raises(ValueError, match=f"path: got .*{key}: got nothing"):
+            storage.load(place)
+
+    @pytest.mark.parametrize("text", ["", "[]", "null", "{", "\x00", "[" * 100_000])
+    def test_text_that_is_no_description(self, place, text):
+        place.with_name("m.json").write_text(text)
+        with pytest.raises(ValueError, match="path: got "):
+            storage.load(place)
+
+    def test_names_are_escaped(self, place):
+        tensors = load_file(storage.both_files(place)[0])
+        replace_tensors(place, {**tensors, "model.\x1b[2J": torch.zeros(1)})
+        with pytest.raises(ValueError, match=r"0 too few and 1 too many, first '\\x1b\[2J'"):
+            storage.load(place)
+
+
+def state(**settings):
+    return classifier(**settings).model.state_dict()
+
+
+def prefixed(prefix):
+    return {prefix + key: value for key, value in state().items()}
+
+
+def other():
+    """A second network of other shapes, as the mask of Input-aware beside its victim."""
+    return TinyNet().state_dict()
+
+
+def optimizer():
+    model = classifier().model
+    adam = torch.optim.Adam(model.parameters())
+    model(torch.from_numpy(X)).sum().backward()
+    adam.step()
+    return adam.state_dict()
+
+
+CHECKPOINTS = {
+    **{
+        key: (lambda key=key: {key: state(), "epoch": 3}, key)
+        for key in ("net", "netC", "state_dict", "model_state", "model_state_dict", "model", "their_own")
+    },
+    **{f"prefix {prefix}": (lambda prefix=prefix: prefixed(prefix), "") for prefix in ("module.", "model.")},
+    "compiled": (lambda: {"model": prefixed("_orig_mod.")}, "model"),
+    "parallel and compiled": (lambda: prefixed("module._orig_mod."), ""),
+    "compiled in part": (lambda: {k.replace("group1.", "group1._orig_mod."): v for k, v in state().items()}, ""),
+    "averaged": (lambda: {"n_averaged": torch.tensor(7), **prefixed("module.")}, ""),
+    "beside an optimizer": (lambda: {"optimizer": optimizer(), "model": state(), "epoch": 1, "acc": 0.9}, "model"),
+    "deep": (lambda: {"run": {"best": {"weights": state()}, "args": {"lr": 0.1}}}, "run.best.weights"),
+    "beside other networks": (lambda: {"netM": other(), "netC": state(), "netP": other()}, "netC"),
+    "beside an average": (lambda: {"ema": prefixed("module."), "model": state()}, "model"),
+    "beside a number": (lambda: {**state(), "epoch": 3}, ""),
+    "an old one": (lambda: {k: v for k, v in state().items() if not k.endswith("num_batches_tracked")}, ""),
+}
+
+
+class TestCheckpointsAsPeopleHaveThem:
+    @pytest.mark.parametrize("case", CHECKPOINTS)
+    def test_the_tensors_are_found(self, tmp_path, case):
+        make, entry = CHECKPOINTS[case]
+        torch.save(make(), tmp_path / "weights.pth")
+        target = build_classifier("wrn-10-1", input_shape=(3, 16, 16), nb_classes=4, seed=8)
+        taken = storage.load_state_dict(target, tmp_path / "weights.pth")
+        assert same_weights(target, classifier())
+        assert taken.startswith("weights: ")
+        assert (f"of the entry {entry!r}" in taken) == bool(entry)
+
+    def test_a_model_with_a_prefix_takes_weights_without(self, tmp_path):
+        target = classifier()
+        wrapped = build_classifier(torch.nn.DataParallel(target.model), input_shape=(3, 16, 16), nb_classes=4)
+        torch.save(state(), tmp_path / "weights.pth")
+        wrapped.model.module.fc.weight.data.zero_()
+        storage.load_state_dict(wrapped, tmp_path / "weights.pth")
+        assert torch.equal(wrapped.model.module.fc.weight, state()["fc.weight"])
+
+    def test_half_precision_is_widened_and_integers_are_not(self, tmp_path):
+        target = classifier()
+        torch.save({key: v.half() if v.is_floating_point() else v for key, v in state().items()}, tmp_path / "w.pth")
+        storage.load_state_dict(target, tmp_path / "w.pth")
+        assert target.model.fc.weight.dtype == torch.float32
+        torch.save({**state(), "fc.weight": state()["fc.weight"].int()}, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=r"1 of another shape or type, first 'fc\.weight' torch\.int32"):
+            storage.load_state_dict(target, tmp_path / "w.pth")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"model": 1, "args": argparse.Namespace(lr=0.1)}, r"Python objects, such as argparse\.Namespace,"),
+            ({"model": 1, "acc": np.float64(0.9)}, "Python objects, such as numpy"),
+            ({"model": TinyNet()}, "Python objects, such as helpers.TinyNet,"),
+            ({"epoch": 3}, "without a mapping of tensors"),
+            ([torch.zeros(1)], "without a mapping of tensors"),
+            ({}, "without a mapping of tensors"),
+        ],
+    )
+    def test_what_has_to_be_unpickled_is_refused_in_our_own_words(self, tmp_path, content, message):
+        torch.save(content, tmp_path / "weights.pth")
+        self.refused(tmp_path / "weights.pth", message)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"<!DOCTYPE html><html>Not found</html>", "a web page"),
+            (b"\n <html>", "a web page"),
+            (b"", "broken or no file of PyTorch"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+            (b"PK\x03\x04" + b"\x00" * 40, "broken or no file of PyTorch"),
+            (b"\x80\x02", "broken or no file of PyTorch"),
+        ],
+    )
+    @pytest.mark.parametrize("ending", ["pth", "pt"])
+    def test_what_is_no_checkpoint_is_refused_in_our_own_words(self, tmp_path, content, message, ending):
+        (tmp_path / f"weights.{ending}").write_bytes(content)
+        self.refused(tmp_path / f"weights.{ending}", message)
+
+    def test_a_cut_checkpoint_is_refused_in_our_own_words(self, tmp_path):
+        torch.save(state(), tmp_path / "weights.pth")
+        data = (tmp_path / "weights.pth").read_bytes()
+        for length in (*(len(data) * part // 4 for part in (1, 2, 3)), len(data) - 1):
+            (tmp_path / "weights.pth").write_bytes(data[:length])
+            self.refused(tmp_path / "weights.pth", "broken or no file of PyTorch")
+
+    def refused(self, path, message):
+        target = classifier()
+        with untouched(target), pytest.raises(ValueError, match=message) as caught:
+            storage.load_state_dict(target, path)
+        assert str(path) in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_a_mismatch_is_three_lines(self, tmp_path):
+        wrong = {**state(), "fc.weight": torch.zeros(9, 64), "\x1b[31mred\n": torch.zeros(1), "x" * 500: torch.zeros(1)}
+        del wrong["conv1.weight"], wrong["bn.bias"]
+        torch.save(wrong, tmp_path / "weights.pth")
+        target = classifier()
+        with untouched(target), pytest.raises(ValueError, match="do not fit the model") as caught:
+            storage.load_state_dict(target, tmp_path / "weights.pth")
+        lines = str(caught.value).split("\n")
+        assert len(lines) == 3
+        assert lines[1] == (
+            r"  2 missing, first 'conv1.weight'; 2 unexpected, first '\x1b[31mred\n'; "
+            "1 of another shape or type, first 'fc.weight' (9, 64), expected (4, 64)"
+        )
+
+    @pytest.mark.parametrize("roles", [True, False])
+    def test_the_order_of_the_shapes_is_a_match_on_request(self, tmp_path, roles):
+        renamed = {
+            f"layer{number}" + f".{key.rpartition('.')[2]}" * roles: value
+            for number, (key, value) in enumerate(state().items())
+        }
+        torch.save({"n_averaged": torch.tensor(1), **renamed}, tmp_path / "weights.pth")
+        target = build_classifier("wrn-10-1", input_shape=(3, 16, 16), nb_classes=4, seed=8)
+        with untouched(target), pytest.raises(ValueError, match="--match shapes"):
+            storage.load_state_dict(target, tmp_path / "weights.pth")
+        taken = storage.load_state_dict(target, tmp_path / "weights.pth", match="shapes")
+        assert same_weights(target, classifier())
+        assert "matched by their order and shapes: check the accuracy" in taken
+
+    def test_equal_shapes_with_other_roles_are_no_match(self, tmp_path):
+        """A scale and a shift of batch normalisation have one shape, and are not each other."""
+        swap = {"weight": "bias", "bias": "weight"}
+        renamed = {}
+        for number, (key, value) in enumerate(state().items()):
+            role = key.rpartition(".")[2]
+            renamed[f"layer{number}.{swap.get(role, role)}"] = value
+        torch.save(renamed, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match="do not fit the model") as caught:
+            storage.load_state_dict(classifier(), tmp_path / "weights.pth", match="shapes")
+        assert "--match" not in str(caught.value)
+
+    def test_safetensors_have_no_order(self, tmp_path):
+        save_file(state(), tmp_path / "weights.safetensors")
+        with pytest.raises(ValueError, match="keeps no order"):
+            storage.load_state_dict(classifier(), tmp_path / "weights.safetensors", match="shapes")
+        with pytest.raises(ValueError, match="match: got 'magic', expected one of 'names', 'shapes'"):
+            storage.load_state_dict(classifier(), tmp_path / "weights.safetensors", match="magic")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import same_weights, weights
+from safetensors.torch import save_file
 
 from art_aft.attacks import BadNets
 from art_aft.classifiers import storage
@@ -262,3 +263,74 @@ def test_the_model_on_disk_is_the_purified_one(infected, model, tmp_path):
     purified = storage.load(tmp_path / "out.safetensors").classifier
     assert weights(purified).keys() == weights(infected.classifier).keys()
     assert not same_weights(purified, infected.classifier)
+
+
+def test_an_existing_output_is_replaced_by_force_only(infected, model, tmp_path, capsys):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    for ending in (".safetensors", ".json"):
+        (tmp_path / f"out{ending}").write_text("precious")
+        assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *QUICK) == 2
+        assert f"--output: got a file that exists, {tmp_path / 'out'}{ending}" in capsys.readouterr().err
+        assert (tmp_path / f"out{ending}").read_text() == "precious"
+        (tmp_path / f"out{ending}").unlink()
+    (tmp_path / "out.safetensors").write_text("precious")
+    (tmp_path / "out.report.json").write_text("old")
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *QUICK, "--force") == 0
+    assert storage.load(tmp_path / "out").facts == json.loads((tmp_path / "out.report.json").read_text())
+
+
+@pytest.mark.parametrize("ending", ["", ".json", ".safetensors"])
+@pytest.mark.parametrize("given", ["", ".json", ".safetensors"])
+def test_the_model_itself_is_no_output(infected, model, tmp_path, capsys, ending, given):
+    before = [file.read_bytes() for file in storage.both_files(model)]
+    output, path = (model.with_name(model.name + end) for end in (ending, given))
+    assert purify(path, tmp_path / "never_read.npz", output) == 2
+    assert "--output: got the model that is to be purified" in capsys.readouterr().err
+    assert [file.read_bytes() for file in storage.both_files(model)] == before
+
+
+def test_the_weights_of_a_factory_are_no_output_either(infected, tmp_path, capsys):
+    save_file(weights(infected.classifier), tmp_path / "model.safetensors")
+    arguments = ["--model", "wrn-10-1", *ARCHITECTURE]
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "model.safetensors")
+    for name in ("model", "link"):
+        assert purify(tmp_path / "model.safetensors", tmp_path / "clean.npz", tmp_path / name, *arguments) == 2
+        assert "--output: got the model that is to be purified" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_written_leaves_no_report_of_it(infected, model, tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "replacing_all", full)
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *QUICK) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_output_with_an_ending_is_the_one_without(infected, model, tmp_path):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out.json", *QUICK) == 0
+    names = ["out.json", "out.png", "out.report.json", "out.safetensors"]
+    assert sorted(file.name for file in tmp_path.glob("out*")) == names
+
+
+def test_names_that_differ_are_matched_by_shapes_on_request(infected, tmp_path, capsys):
+    state = infected.classifier.model.state_dict()
+    renamed = {f"layers.{number}.{key.rpartition('.')[2]}": value for number, (key, value) in enumerate(state.items())}
+    torch.save({"epoch": 2, "model_state": renamed}, tmp_path / "suspect.pth")
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    arguments = ["--model", "wrn-10-1", *ARCHITECTURE, *QUICK]
+    assert purify(tmp_path / "suspect.pth", tmp_path / "clean.npz", tmp_path / "out", *arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 3
+    # Counts of batches are not asked for: old checkpoints have none.
+    needed = [key for key in state if not key.endswith("num_batches_tracked")]
+    assert f"{len(needed)} missing, first 'conv1.weight'; {len(state)} unexpected, first 'layers.0.weight'" in printed
+    assert "--match shapes" in printed
+    arguments += ["--match", "shapes"]
+    assert purify(tmp_path / "suspect.pth", tmp_path / "clean.npz", tmp_path / "out", *arguments) == 0
+    assert "of the entry 'model_state', matched by their order and shapes" in capsys.readouterr().err
+    assert infected.scores(storage.load(tmp_path / "out").classifier).acc > 0.9

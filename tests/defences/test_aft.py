@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from art.attacks.evasion import DeepFool, FastGradientMethod, ProjectedGradientDescent
+from art.attacks.evasion import (
+    AutoProjectedGradientDescent,
+    DeepFool,
+    FastGradientMethod,
+    ProjectedGradientDescent,
+    SquareAttack,
+)
 from helpers import (
     ENCODINGS,
     NB_CLASSES,
@@ -27,6 +33,7 @@ from helpers import (
 from art_aft import AdversarialFineTuning, AdversarialFineTuningTrainer, TorchAttacksPGD, build_classifier, clone
 from art_aft.defences import FineTuning
 from art_aft.defences.aft import PAPER
+from art_aft.runtime.random_state import isolated_rng, seed_for
 
 SETTINGS = {"batch_size": 32, "learning_rate": 0.02, "padding": 1, "horizontal_flip": False}
 N = 24
@@ -269,6 +276,25 @@ class TestStage1:
         attack = ProjectedGradientDescent(classifier, eps=0.08, eps_step=0.02, max_iter=4, verbose=False)
         ours, theirs = plain(classifier)(x, y=y), plain(classifier, attack)(x, y=y)
         assert_close(theirs, ours.model.state_dict(), 1e-3)
+
+    def test_an_attack_that_keeps_its_loss_in_an_estimator_of_its_own_keeps_it(self, victim):
+        classifier, x, y = victim
+        settings = {"eps": 0.1, "max_iter": 5, "nb_random_init": 1, "verbose": False}
+        one_hot = np.eye(NB_CLASSES, dtype=np.float32)[y]
+        for loss in ("cross_entropy", "difference_logits_ratio"):
+            attack = AutoProjectedGradientDescent(classifier, loss_type=loss, **settings)
+            with isolated_rng(seed_for(0, "attack", 0)):
+                examples = attack.generate(x, one_hot)
+            hand = Handmade(classifier, x, y)
+            hand.steps(torch.from_numpy(examples), hand.y, 3).steps(hand.x, hand.y, 2)
+            assert_close(plain(classifier, attack)(x, y=y), hand.state, 1e-3)
+
+    def test_an_attack_that_cannot_be_printed_works(self, victim):
+        classifier, x, y = victim
+        attack = SquareAttack(classifier, eps=0.1, max_iter=2, verbose=False)
+        with pytest.raises(RecursionError):
+            repr(attack)
+        assert not same_weights(plain(classifier, attack)(x, y=y), classifier)
 
     def test_the_attack_meets_the_classifier_that_is_purified(self, victim):
         classifier, x, y = victim

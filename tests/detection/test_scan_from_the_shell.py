@@ -117,3 +117,18 @@ def test_what_is_no_report_of_the_same_effort_is_status_2_and_named(text, messag
 def test_a_missing_file_is_status_2_and_named(data, tmp_path, capsys):
     assert cli.main(["scan", str(tmp_path / "none"), "--data", str(data), "--quiet"]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_a_report_never_replaces_the_description_of_a_model(data, fresh, capsys):
+    before = [file.read_bytes() for file in storage.both_files(fresh)]
+    assert cli.main(["scan", str(fresh), "--data", str(data), "--output", str(fresh), "--quiet"]) == 2
+    assert "--output: got" in capsys.readouterr().err
+    assert [file.read_bytes() for file in storage.both_files(fresh)] == before
+
+
+def test_a_report_without_a_score_is_no_reference(data, fresh, tmp_path, capsys):
+    for score in ("null", '"high"', "NaN"):
+        (tmp_path / "other.json").write_text(f'{{"effort": "cheap", "score": {score}}}')
+        arguments = ["scan", str(fresh), "--data", str(data), "--effort", "cheap", "--quiet"]
+        assert cli.main([*arguments, "--reference", str(tmp_path / "other.json")]) == 2
+        assert "--reference: score: got" in capsys.readouterr().err

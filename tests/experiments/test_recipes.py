@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import same_weights
+from PIL import Image
 
 from art_aft.attacks import Blend, input_aware
 from art_aft.cli.main import main
@@ -71,6 +72,31 @@ def test_the_key_of_a_model_tells_settings_apart_but_not_where_the_data_lie():
         VictimSettings("badnets", labels="all-to-all"),
     ]
     assert len({one.key, *(other.key for other in others)}) == 4
+
+
+def test_two_data_folders_of_one_name_are_two_victims_in_the_store(tmp_path):
+    folders = [tmp_path / place / "signs" for place in ("one", "two", "copy")]
+    for folder, levels in zip(folders, ([10, 20], [30, 40], [10, 20]), strict=True):
+        for part in ("train", "test"):
+            for label, level in enumerate(levels):
+                for number in range(20):
+                    file = folder / part / str(label) / f"{number}.bmp"  # all files are of one size
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("L", (16, 16), level + number % 2).save(file)
+    recipe = replace(RECIPES["digits"], max_steps=1)
+    one, two, copy = (VictimSettings("badnets", data=str(folder), recipe=recipe) for folder in folders)
+    assert one.key == copy.key != two.key
+    assert one.key.startswith("signs-wrn-10-1-badnets-")
+    for settings, level in ((one, 10), (two, 30), (copy, 10)):
+        victim = train_victim(settings, store=tmp_path / "store")
+        assert victim.dataset.x_test.min() == level
+    assert len(list((tmp_path / "store").glob("*.json"))) == 2
+
+
+def test_the_keys_of_data_by_name_stay_as_they_are():
+    # What stands in stores and rows of earlier versions.
+    assert VictimSettings("badnets").key == "digits-wrn-10-1-badnets-all-to-one-0.1-caaffc29"
+    assert VictimSettings("badnets", data="cifar10").key == "cifar10-wrn-10-1-badnets-all-to-one-0.1-52c635f9"
 
 
 def test_unknown_labels_are_refused():

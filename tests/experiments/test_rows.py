@@ -1,6 +1,7 @@
 """Rows: every setting becomes valid JSON, defences are built from JSON, files hold whole rows."""
 
 import json
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,3 +117,47 @@ def test_a_record_has_the_environment_and_no_infinity(tmp_path):
     assert record["rows"] == [{"score": "inf"}]
     assert record["environment"]["command"] == "it"
     assert "torch" in record["environment"]["versions"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", "null", '{"rows": []}', "[" * 100_000])
+def test_what_is_no_file_of_rows_is_named_and_kept(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(ValueError, match=r"rows: got .*rows\.json, expected a JSON list of rows"):
+        add_row(tmp_path / "rows.json", {"victim": 1})
+    assert (tmp_path / "rows.json").read_text() == text
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_full_disk_leaves_the_rows_that_were_there(tmp_path, monkeypatch):
+    add_row(tmp_path / "rows.json", {"victim": 1})
+
+    def full(self, text, **_):
+        self.write_bytes(text[:5].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        add_row(tmp_path / "rows.json", {"victim": 2})
+    assert json.loads((tmp_path / "rows.json").read_text()) == [{"victim": 1}]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_rows_that_several_add_at_once_are_all_there(tmp_path):
+    path, start, errors = tmp_path / "rows.json", threading.Barrier(6), []
+
+    def add(victim):
+        start.wait(timeout=60)
+        try:
+            for turn in range(5):
+                add_row(path, {"victim": [victim, turn]})
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=add, args=(victim,)) for victim in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    rows = [tuple(row["victim"]) for row in json.loads(path.read_text())]
+    assert sorted(rows) == [(victim, turn) for victim in range(6) for turn in range(5)]

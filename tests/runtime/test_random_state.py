@@ -27,9 +27,9 @@ def test_streams_of_one_defence_differ():
     assert seed_for(0, "attack", 1) != seed_for(0, "attack", 2) != seed_for(1, "attack", 2)
 
 
-def test_an_unknown_stream_is_an_error():
-    with pytest.raises(KeyError):
-        seed_for(0, "luck")
+def test_any_words_are_a_stream_of_their_own():
+    seeds = {seed_for(0, stream) for stream in (*STREAMS, "luck", "my package")}
+    assert len(seeds) == len(set(STREAMS.values())) + 2
 
 
 @pytest.mark.parametrize("seed", [None, 3, 2**40])
