@@ -1,18 +1,11 @@
-"""Adversarial Fine-Tuning is Algorithm 1, removes a backdoor, and takes any attack for Stage 1."""
+"""Adversarial Fine-Tuning is Algorithm 1, removes a backdoor."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-import torchattacks
-from art.attacks.evasion import (
-    AutoProjectedGradientDescent,
-    DeepFool,
-    FastGradientMethod,
-    ProjectedGradientDescent,
-    SquareAttack,
-)
+from algorithm_1 import SETTINGS, Handmade, N, aft, pgd, plain, sgd, short, small_victim
 from helpers import (
     ENCODINGS,
     NB_CLASSES,
@@ -24,7 +17,6 @@ from helpers import (
     same_weights,
     shifted_versions,
     tiny_classifier,
-    tiny_data,
     untouched,
     watched,
     with_history,
@@ -33,83 +25,11 @@ from helpers import (
 from art_aft import AdversarialFineTuning, AdversarialFineTuningTrainer, TorchAttacksPGD, build_classifier, clone
 from art_aft.defences import FineTuning
 from art_aft.defences.aft import PAPER
-from art_aft.runtime.random_state import isolated_rng, seed_for
-
-SETTINGS = {"batch_size": 32, "learning_rate": 0.02, "padding": 1, "horizontal_flip": False}
-N = 24
-
-
-def aft(classifier, eps=0.1, **settings):
-    return AdversarialFineTuning(classifier, TorchAttacksPGD(classifier, eps=eps), **{**SETTINGS, **settings})
-
-
-def short(classifier, eps=0.1, **settings):
-    """A run of few steps, for what needs no purified classifier."""
-    attack = TorchAttacksPGD(classifier, eps=eps, max_iter=3, precision="float32")
-    own = {**SETTINGS, "batch_size": 64, "nb_epochs": 1, "clean_epochs": 1, "precision": "float32"}
-    return AdversarialFineTuning(classifier, attack, **{**own, **settings})
-
-
-def plain(classifier, attack=None, **settings):
-    """
-    A run without anything random: each step takes all N images as they are.
-
-    The order of the images then changes nothing but rounding, so that it can be repeated by hand.
-    """
-    defaults = {
-        "nb_epochs": 3,
-        "clean_epochs": 2,
-        "batch_size": N,
-        "learning_rate": 0.05,
-        "weight_decay": 1e-3,
-        "padding": 0,
-        "horizontal_flip": False,
-        "precision": "float32",
-    }
-    if attack is None:
-        attack = TorchAttacksPGD(classifier, eps=0.08, max_iter=4, precision="float32")
-    return AdversarialFineTuning(classifier, attack, **{**defaults, **settings})
-
-
-def pgd(model, x, y, *, kind=torchattacks.PGD, eps=0.08, alpha=0.02):
-    """Adversarial examples of the model as it is now, by torchattacks alone."""
-    attack = kind(copy.deepcopy(model), eps=eps, alpha=alpha, steps=4, random_start=False)
-    attack.set_model_training_mode(False, False, False)
-    return attack(x, y)
-
-
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-
-
-class Handmade:
-    """Algorithm 1 as a plain PyTorch script of full-batch steps."""
-
-    def __init__(self, classifier, x, y):
-        self.model = copy.deepcopy(classifier.model).train()
-        self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
-
-    def steps(self, x, y, number, optimizer=None):
-        optimizer = optimizer or sgd(self.model)
-        for _ in range(number):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(self.model(x), y).backward()
-            optimizer.step()
-        return self
-
-    @property
-    def state(self):
-        return {name: value.clone() for name, value in self.model.state_dict().items()}
 
 
 @pytest.fixture
 def victim():
-    """A small classifier that gets some of the data right and some wrong, with the data."""
-    classifier = tiny_classifier()
-    x, y = tiny_data(N)
-    right = classifier.predict(x).argmax(axis=1) == y
-    assert 4 < right.sum() < N - 4
-    return classifier, x, y
+    return small_victim()
 
 
 @pytest.fixture(scope="module")
@@ -248,101 +168,6 @@ class TestAlgorithm1:
             classifier._model.train(training)
             results.append(short(classifier)(x, y=y))
         assert same_weights(*results)
-
-
-class TestStage1:
-    """Any of ART's evasion attacks is Stage 1."""
-
-    @pytest.mark.parametrize("kind", [ProjectedGradientDescent, FastGradientMethod, DeepFool])
-    def test_an_attack_of_art_makes_the_examples(self, kind, victim):
-        classifier, x, y = victim
-        settings = {"verbose": False} if kind is not FastGradientMethod else {}
-        if kind is DeepFool:
-            settings |= {"max_iter": 5}
-        else:
-            settings |= {"eps": 0.08, **({"eps_step": 0.02, "max_iter": 4} if kind is not FastGradientMethod else {})}
-        one_hot = np.eye(NB_CLASSES, dtype=np.float32)[y]
-        examples = kind(clone(classifier), **settings).generate(x, one_hot)
-        hand = Handmade(classifier, x, y)
-        hand.steps(torch.from_numpy(examples), hand.y, 3).steps(hand.x, hand.y, 2)
-        defence = plain(classifier, kind(classifier, **settings))
-        with untouched(classifier):
-            purified = defence(x, y=y)
-        assert_close(purified, hand.state, 1e-3)
-        assert same_weights(purified, defence(x, y=y))
-
-    def test_arts_pgd_gives_what_torchattacks_gives(self, victim):
-        classifier, x, y = victim
-        attack = ProjectedGradientDescent(classifier, eps=0.08, eps_step=0.02, max_iter=4, verbose=False)
-        ours, theirs = plain(classifier)(x, y=y), plain(classifier, attack)(x, y=y)
-        assert_close(theirs, ours.model.state_dict(), 1e-3)
-
-    def test_an_attack_that_keeps_its_loss_in_an_estimator_of_its_own_keeps_it(self, victim):
-        classifier, x, y = victim
-        settings = {"eps": 0.1, "max_iter": 5, "nb_random_init": 1, "verbose": False}
-        one_hot = np.eye(NB_CLASSES, dtype=np.float32)[y]
-        for loss in ("cross_entropy", "difference_logits_ratio"):
-            attack = AutoProjectedGradientDescent(classifier, loss_type=loss, **settings)
-            with isolated_rng(seed_for(0, "attack", 0)):
-                examples = attack.generate(x, one_hot)
-            hand = Handmade(classifier, x, y)
-            hand.steps(torch.from_numpy(examples), hand.y, 3).steps(hand.x, hand.y, 2)
-            assert_close(plain(classifier, attack)(x, y=y), hand.state, 1e-3)
-
-    def test_an_attack_that_cannot_be_printed_works(self, victim):
-        classifier, x, y = victim
-        attack = SquareAttack(classifier, eps=0.1, max_iter=2, verbose=False)
-        with pytest.raises(RecursionError):
-            repr(attack)
-        assert not same_weights(plain(classifier, attack)(x, y=y), classifier)
-
-    def test_the_attack_meets_the_classifier_that_is_purified(self, victim):
-        classifier, x, y = victim
-        other = tiny_classifier(seed=5)
-        attack = ProjectedGradientDescent(classifier, eps=0.08, eps_step=0.02, max_iter=4, verbose=False)
-        expected = plain(clone(other))(x, y=y)
-        with untouched(classifier):
-            purified = plain(classifier, attack)(x, other, y)
-        assert purified is other
-        assert_close(other, expected.model.state_dict(), 1e-3)
-        assert attack.estimator is classifier
-        assert attack._attack.estimator is classifier
-
-    def test_random_starts_are_drawn_anew_for_every_batch_and_repeat_with_the_seed(self, victim):
-        classifier, x, y = victim
-        x = np.full_like(x, 0.5)  # so that what enters the model shows the start
-        for make in (
-            lambda: TorchAttacksPGD(classifier, eps=0.08, eps_step=1e-12, max_iter=1, num_random_init=1),
-            lambda: ProjectedGradientDescent(
-                classifier, eps=0.08, eps_step=1e-12, max_iter=1, num_random_init=1, verbose=False
-            ),
-        ):
-            runs = []
-            for _ in range(2):
-                with watched(classifier) as seen:
-                    plain(classifier, make(), regenerate="batch", clean_epochs=0)(x, y=y)
-                runs.append([{image.tobytes() for image in batch} for batch, training in seen if training])
-            epochs = runs[0]
-            assert [len(starts) for starts in epochs] == [N, N, N]
-            assert len(epochs[0] & epochs[1]) == 0
-            assert len(epochs[1] & epochs[2]) == 0
-            assert runs[0] == runs[1]
-
-    @pytest.mark.parametrize(
-        ("attack", "error", "message"),
-        [
-            ("pgd", TypeError, r"^attack: got str, expected one of ART's evasion attacks or None"),
-            (0.1, TypeError, r"^attack: got float"),
-        ],
-    )
-    def test_what_is_no_attack_is_refused(self, attack, error, message, victim):
-        with pytest.raises(error, match=message):
-            AdversarialFineTuning(victim[0], attack)
-
-    def test_a_targeted_attack_is_refused(self, victim):
-        attack = ProjectedGradientDescent(victim[0], targeted=True, verbose=False)
-        with pytest.raises(ValueError, match=r"^attack: got a targeted attack, expected an untargeted one"):
-            AdversarialFineTuning(victim[0], attack)
 
 
 class TestInPlace:

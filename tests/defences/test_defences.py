@@ -1,7 +1,6 @@
 """The contract of every registered defence, whatever it does inside."""
 
 import inspect
-import random
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from helpers import (
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import build_classifier, clone
-from art_aft.defences import DEFENCES, Defence, FineTuning
+from art_aft.defences import DEFENCES
 
 # Whatever a defence has of these, it is tested with these: a short run that moves the weights.
 QUICK = {
@@ -363,56 +362,6 @@ class TestOwnOptimizer:
         assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-class TestWritingADefence:
-    """A subclass has a plain `__init__` and a `_purify`, and nothing more."""
-
-    def test_purify_gets_a_copy_and_checked_data(self, data, victim):
-        calls = []
-
-        class Forget(Defence):
-            def __init__(self, classifier, *, factor=0.5):
-                super().__init__(classifier, factor=factor)
-
-            def _purify(self, classifier, images, run):
-                calls.append((classifier, images.pixels.dtype, images.labels.tolist()))
-                # What a careless defence may do.
-                classifier.predict(images.pixels)
-                random.random(), np.random.rand(), torch.rand(1)
-                with run.stage("Forgetting"), torch.no_grad():
-                    classifier.model.fc.weight.mul_(self.factor)
-
-        x, y = data
-        defence = Forget(victim, factor=0.25)
-        with untouched(victim):
-            purified = defence(x.astype(np.float64), y=np.eye(NB_CLASSES)[y])
-        assert calls == [(purified, np.float32, y.tolist())]
-        assert torch.equal(purified.model.fc.weight, 0.25 * victim.model.fc.weight)
-        assert Forget(victim).get_params() == {"factor": 0.5}
-        assert [stage.name for stage in defence.report.stages] == ["Forgetting"]
-
-    def test_settings_that_a_recipe_has_are_checked_without_a_line(self, victim):
-        class Careless(Defence):
-            def __init__(self, classifier, *, batch_size=8, verbose=False):
-                super().__init__(classifier, batch_size=batch_size, verbose=verbose)
-
-            def _purify(self, classifier, images, run): ...
-
-        with pytest.raises(ValueError, match=r"^batch_size: got -1"):
-            Careless(victim, batch_size=-1)
-        with pytest.raises(TypeError, match=r"^verbose: got 1"):
-            Careless(victim, verbose=1)
-
-    def test_a_defence_without_purify_is_abstract(self, victim):
-        with pytest.raises(TypeError, match="_purify"):
-            Defence(victim)
-
-    def test_no_class_of_this_package_but_one_stands_above_a_defence(self):
-        for defence in DEFENCES.values():
-            own = [base for base in defence.__mro__[1:] if base.__module__.startswith("art_aft.")]
-            assert own == [Defence]
-            assert type(defence) is type(Transformer)
-
-
 @every_defence
 def test_settings_never_touch_the_report(name, data, victim):
     defence = quick(name, victim)
@@ -421,34 +370,6 @@ def test_settings_never_touch_the_report(name, data, victim):
     defence.set_params(verbose=True, seed=7)
     assert defence.report is report
     assert report.settings["seed"] == 3
-
-
-class TestFineTuning:
-    def test_it_is_the_plain_sgd_loop(self, data):
-        x, y = data
-        classifier = tiny_classifier()
-        settings = {"nb_epochs": 3, "batch_size": 24, "learning_rate": 0.1, "padding": 0, "horizontal_flip": False}
-        purified = FineTuning(classifier, precision="float32", **settings)(x, y=y)
-        model = clone(classifier).model.train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        for _ in range(3):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
-            optimizer.step()
-        for key, value in model.state_dict().items():
-            torch.testing.assert_close(purified.model.state_dict()[key], value, rtol=1e-5, atol=1e-5)
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"milestones": ((1, -0.1),)}, r"^milestones: got -0\.1"),
-            ({"milestones": ((1, 0.1),), "schedule": "cosine"}, r"^milestones: got some with schedule 'cosine'"),
-            ({"nesterov": True, "momentum": 0.0}, r"^nesterov: got True with momentum 0"),
-        ],
-    )
-    def test_settings_that_make_no_sense_are_refused(self, settings, message):
-        with pytest.raises(ValueError, match=message):
-            FineTuning(tiny_classifier(), **settings)
 
 
 def test_an_nll_classifier_is_purified_like_one_with_cross_entropy(data):
