@@ -136,8 +136,12 @@ class Defence(Transformer):
         changed = not all(map(torch.equal, before, _state(purified)))
         if not changed and steps:
             logger.warning("%s trained, but changed no weights of the classifier", type(self).__name__)
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in _state(purified))
+        if not finite:
+            logger.warning("%s diverged: weights are NaN or infinite, try a lower learning rate", type(self).__name__)
         self.report = dataclasses.replace(
             found,
+            accepted=found.accepted and finite,
             settings=self.get_params(),
             n_images=len(images),
             stages=tuple(run.stages),

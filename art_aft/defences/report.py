@@ -48,7 +48,8 @@ class PurificationReport:
     :param n_images: Number of images that it got.
     :param stages: Its parts, in order.
     :param seconds: How long all of it took.
-    :param accepted: Whether the purified classifier keeps enough accuracy; True where the defence sets no bound.
+    :param accepted: Whether the purified classifier keeps enough accuracy; True where the defence sets no bound. False
+        where training diverged.
     :param changed: Whether any weight or running statistic is another one than before.
     :param chosen: What the defence chose by itself, by name.
     """

@@ -108,3 +108,11 @@ class TestFineTuning:
     def test_settings_that_make_no_sense_are_refused(self, settings, message):
         with pytest.raises(ValueError, match=message):
             FineTuning(tiny_classifier(), **settings)
+
+
+def test_a_purification_that_diverges_is_not_accepted(data, caplog):
+    defence = FineTuning(tiny_classifier(), learning_rate=1e30, nb_epochs=3, batch_size=8)
+    purified = defence(data[0], y=data[1])
+    assert not all(bool(torch.isfinite(value).all()) for value in purified.model.state_dict().values())
+    assert not defence.report.accepted
+    assert "FineTuning diverged" in caplog.text
