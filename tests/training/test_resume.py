@@ -164,7 +164,9 @@ def test_kill_9_in_the_middle_of_a_command_changes_nothing_in_the_end(tmp_path, 
     command = [*words.split(), "--clean-share", "0.8", "--store"]
     assert main([*command, str(tmp_path / "whole")]) == 0
     program = [sys.executable, "-c", KILLED_BEFORE_THE_THIRD_CHECKPOINT, *command, str(tmp_path / "killed")]
-    killed = subprocess.run(program, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # As many threads as here: sums of several threads round otherwise.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(program, capture_output=True, env={**os.environ, **threads})
     assert killed.returncode == -signal.SIGKILL
     assert sorted(file.suffix for file in (tmp_path / "killed").iterdir()) == [".checkpoint", ".part"]
     assert main([*command, str(tmp_path / "killed")]) == 0
