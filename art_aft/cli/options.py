@@ -44,6 +44,7 @@ VICTIM = (
     "per_batch",
     "cover_ratio",
     "normalise",
+    "seen",
     "seed",
 )
 
@@ -86,10 +87,21 @@ def check_rows(path: Path | None) -> None:
         read_rows(path)
 
 
-def add_victim(command: argparse.ArgumentParser) -> None:
-    """Add the options that describe a victim."""
+def add_victim(command: argparse.ArgumentParser, settings: str | None = None) -> None:
+    """
+    Add the options that describe a victim.
+
+    :param command: The command's parser.
+    :param settings: The help of `--settings`, a file that can stand in the place of `--attack`; None has no such
+        option.
+    """
     add = command.add_argument
-    add("--attack", required=True, choices=sorted(TRIGGERS), help="the attack, by its trigger")
+    attack: Any = command
+    if settings is not None:
+        attack = command.add_mutually_exclusive_group(required=True)
+        attack.add_argument("--settings", type=Path, metavar="FILE", help=settings)
+    required = {} if settings is not None else {"required": True}
+    attack.add_argument("--attack", choices=sorted(TRIGGERS), help="the attack, by its trigger", **required)
     add(
         "--data",
         default="digits",
@@ -105,6 +117,7 @@ def add_victim(command: argparse.ArgumentParser) -> None:
     add("--per-batch", action="store_true", help="poison every batch afresh, as the release of WaNet does")
     add("--cover-ratio", type=float, default=0.0, help="cover images for each poisoned image (default: %(default)s)")
     add("--normalise", action="store_true", help="normalise pixels by mean and deviation, as the releases do")
+    add("--seen", action="store_true", help="train on the defender's images, too")
     add("--trigger", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the trigger, such as ratio=0.1")
     add("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
     add("--store", type=Path, default=Path("art-aft-models"), help="the folder for models (default: %(default)s)")

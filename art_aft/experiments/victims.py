@@ -63,6 +63,8 @@ class VictimSettings:
     :param target: The target label, with "all-to-one".
     :param rate: The poisoning ratio, in [0, 1]. 0 makes a benign model.
     :param clean_share: The defender's share of the training set, in (0, 1). The victim is trained on the rest.
+    :param seen: Whether the victim is trained on the defender's images as well, as where a user cleans a model with
+        images of its own training set.
     :param recipe: How the victim is trained.
     :param per_batch: Whether every batch is poisoned afresh. Otherwise the set is poisoned once.
     :param cover_ratio: Number of cover images for each poisoned one, for attacks that have them.
@@ -86,10 +88,16 @@ class VictimSettings:
     clean_label: bool = False
     trigger: Mapping[str, Any] = field(default_factory=dict)
     normalise: bool = False
+    seen: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_choice("labels", self.labels, ("all-to-one", "all-to-all"))
+
+    def split(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the defender's images in the training set, and of those that the victim learns from."""
+        clean, rest = split_clean(dataset.y_train, self.clean_share, seed=self.seed)
+        return clean, np.arange(len(dataset.y_train)) if self.seen else rest
 
     def label_map(self, nb_classes: int) -> AllToOne | AllToAll:
         """Return the attacker's label for each true one, among `nb_classes` classes."""
@@ -106,6 +114,8 @@ class VictimSettings:
         """A readable name for files, different for different settings and data, wherever the data lie."""
         name = Path(self.data).name
         facts = {**asdict(self), "data": name if self.data == "digits" else name + contents(self.data)}
+        if not self.seen:
+            del facts["seen"]  # the names of victims that were stored before it could be chosen
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         return f"{name}-{self.model}-{self.attack}-{self.labels}-{self.rate:g}-{digest}"
 
@@ -152,7 +162,7 @@ def train_victim(
     :raises ValueError: If a name is unknown or a number is out of its range.
     """
     dataset = dataset or load(settings.data, seed=settings.seed, verbose=verbose)
-    clean, rest = split_clean(dataset.y_train, settings.clean_share, seed=settings.seed)
+    clean, rest = settings.split(dataset)
     place = store / settings.key if store else None
     if place and place.with_name(place.name + ".json").exists():
         trained = storage.load(place)
@@ -169,8 +179,8 @@ def clean_subset(victim: Victim, number: int) -> tuple[np.ndarray, np.ndarray]:
     Return one of several sets of clean images that a defender might have, for repeating an experiment.
 
     :param victim: The victim.
-    :param number: 0 is the defender's own set, which the victim was not trained on. Others are drawn from the whole
-        training set, as in the paper, so the victim was trained on most of them.
+    :param number: 0 is the defender's own set. Others are drawn from the whole training set, as in the paper, so the
+        victim was trained on most of them.
     :return: Images, and their labels as indices.
     """
     if check_integer("number", number, 0) == 0:
@@ -187,7 +197,7 @@ def poisoned_data(victim: Victim) -> PoisonedData:
     If the victim's batches were poisoned afresh, this is the same set poisoned once, at the same ratio.
     """
     settings = victim.settings
-    _, rest = split_clean(victim.dataset.y_train, settings.clean_share, seed=settings.seed)
+    _, rest = settings.split(victim.dataset)
     return _poison(settings, victim.dataset, rest, victim.attack)
 
 

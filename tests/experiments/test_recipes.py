@@ -108,11 +108,11 @@ def test_train_reports_what_is_wrong(capsys, tmp_path):
     words = ["train", "--attack", "badnets", "--store", str(tmp_path), "--quiet"]
     assert main([*words, "--data", "nowhere"]) == 2
     assert main([*words, "--rate", "2"]) == 2
-    assert main([*words, "--model", "vgg"]) == 2
+    assert main([*words, "--model", "mlp"]) == 2
     errors = capsys.readouterr().err
     assert "unknown data set 'nowhere'" in errors
     assert "rate: got 2.0" in errors
-    assert "unknown model 'vgg'" in errors
+    assert "unknown model 'mlp'" in errors
     assert list(tmp_path.iterdir()) == []
 
 

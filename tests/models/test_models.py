@@ -158,8 +158,8 @@ def test_numbers_that_are_too_small_are_refused(arguments, message):
 
 
 def test_an_unknown_family_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown model 'vgg', expected one of: .*wrn"):
-        build_model("vgg-16", nb_classes=10)
+    with pytest.raises(ValueError, match=r"unknown model 'mlp', expected one of: .*wrn"):
+        build_model("mlp-16", nb_classes=10)
 
 
 @pytest.mark.parametrize("name", ["wrn-16-one", "wrn-", "wrn--16", "wrn-16.0", "wrn 16 1", ""])
