@@ -17,6 +17,7 @@ from art_aft.checks import check_clip_values, check_flag, check_images, check_in
 from art_aft.data.images import Images
 from art_aft.data.loaders import batches_of, is_loader
 from art_aft.data.pixels import to_float
+from art_aft.runtime.modes import evaluation_mode
 from art_aft.runtime.random_state import isolated_rng
 
 
@@ -72,7 +73,7 @@ def evaluate(
     gives them that label without any trigger, so they would count as successes: 9 points of ASR on CIFAR-10 for a
     perfect defence.
 
-    :param classifier: An ART classifier.
+    :param classifier: An ART classifier. It is measured in evaluation mode; PyTorch modules get their modes back.
     :param x: Test images in `clip_values`, of shape (N, *input_shape), or uint8 images that stand for that range; or a
         loader of images and labels, of which one batch at a time is in memory; or checked `Images`.
     :param y: Their true labels, as indices or one-hot; None with a loader or checked images.
@@ -91,8 +92,8 @@ def evaluate(
     if y is not None and (is_loader(x) or isinstance(x, Images)):
         raise ValueError(f"y: got labels beside {type(x).__name__}, expected None: it has them")
     counts = np.zeros(5, dtype=np.int64)
-    # ART's predict draws from torch's global generator, though nothing in it is random.
-    with isolated_rng():
+    # ART's predict draws from torch's global generator, though nothing in it is random, and changes the modes.
+    with isolated_rng(), evaluation_mode(getattr(classifier, "_model", None)):
         for images, truth in batches_of(x) if is_loader(x) else [(x, y)]:
             checked = _checked(classifier, images, truth)
             counts += _counts(classifier, checked, attack, labels, include_target, batch_size)

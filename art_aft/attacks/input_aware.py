@@ -17,6 +17,7 @@ from art_aft.checks import check_choice, check_images, check_integer, check_numb
 from art_aft.data.pixels import to_float
 from art_aft.runtime.callbacks import Callback
 from art_aft.runtime.devices import PRECISIONS, has_bfloat16_units
+from art_aft.runtime.modes import evaluation_mode
 from art_aft.runtime.random_state import isolated_rng
 
 NETWORKS = ("pattern_generator", "mask_generator")
@@ -59,7 +60,8 @@ class InputAware(Trigger):
     :param levels: How often the generators halve the resolution. Image sides must be divisible by 2**levels.
     :param mask_density: Mean of the mask, in [0, 1], up to which it costs nothing.
     :param lambda_norm: Weight of the mask's excess density in the loss.
-    :param lambda_div: Weight of diversity in the loss: different images should have different masks and patterns.
+    :param lambda_div: Weight of diversity in the loss: different images should have different patterns, and different
+        masks. In the masks' loss it is squared, as in the attack's release.
     :param seed: Seed of the networks' initial weights, and of the training of the masks.
     :param device: Where the networks are, such as "cuda".
     :raises ValueError: If an argument is out of its range.
@@ -156,10 +158,8 @@ class InputAware(Trigger):
         return np.clip(covers, *self.clip_values, out=covers)
 
     def _stamp(self, x: np.ndarray, out: np.ndarray) -> None:
-        in_training = self.pattern_generator.training
-        self.pattern_generator.eval()  # scores shown during `fit` must not change the running statistics
-        self._apply(x, x, out)
-        self.pattern_generator.train(in_training)
+        with evaluation_mode(self.pattern_generator):  # scores shown during `fit` must not change running statistics
+            self._apply(x, x, out)
 
     @torch.no_grad()
     def _apply(self, x: np.ndarray, source: np.ndarray, out: np.ndarray) -> None:
@@ -291,7 +291,8 @@ class InputAware(Trigger):
                 density = torch.relu(mask_one - self.mask_density).mean()
                 diversity = (_distance(one, two) / (_distance(mask_one, mask_two) + 1e-7)).mean()
                 optimizer.zero_grad(set_to_none=True)
-                (self.lambda_norm * density + self.lambda_div * diversity).backward()
+                # The release multiplies by lambda_div twice here, and once in the patterns' loss.
+                (self.lambda_norm * density + self.lambda_div**2 * diversity).backward()
                 optimizer.step()
             scheduler.step()
         network.eval().requires_grad_(False)

@@ -228,7 +228,8 @@ def predict_logits(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int
     :param batch_size: Images at a time.
     :return: float32 of shape (N, nb_classes).
     """
-    with torch.no_grad(), borrow(classifier, precision="float32") as module:
+    # Isolated: a model may draw in evaluation mode, too.
+    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
         module.eval()
         clip_values = check_clip_values("clip_values", classifier.clip_values)
         parts = torch.from_numpy(x).split(batch_size)

@@ -18,6 +18,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from art_aft.checks import check_choice, check_clip_values
 from art_aft.runtime.devices import PRECISIONS, has_bfloat16_units
 from art_aft.runtime.folding import fold_batch_norm
+from art_aft.runtime.modes import kept_modes
 from art_aft.runtime.random_state import isolated_rng
 from art_aft.runtime.small_maps import SmallMaps
 
@@ -108,20 +109,19 @@ def borrow(
     """
     check_choice("precision", precision, PRECISIONS)
     module = PixelModule(classifier, scale)
-    flags = {part: part.training for part in classifier._model.modules()}
     parameters = [(p, p.requires_grad, p.stride()) for p in classifier.model.parameters()]
     buffers = [(b, b.clone()) for b in classifier.model.buffers()] if keep_buffers else []
     try:
         for parameter, *_ in parameters if freeze else ():
             parameter.requires_grad_(False)
         if precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(classifier.device)):
-            _settle(module, classifier, can_fall_back=precision == "auto")
-            if fold and module.bfloat16:
-                _fold(module, classifier)
-            _set_modes(flags)
-        yield module
+            with kept_modes(classifier._model):
+                _settle(module, classifier, can_fall_back=precision == "auto")
+                if fold and module.bfloat16:
+                    _fold(module, classifier)
+        with kept_modes(classifier._model):
+            yield module
     finally:
-        _set_modes(flags)
         for parameter, requires_grad, stride in parameters:
             parameter.requires_grad_(requires_grad)
             # Not .contiguous(): strides that mean the same (of 1x1 kernels) still choose other code paths.
@@ -132,12 +132,6 @@ def borrow(
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-def _set_modes(flags: dict[torch.nn.Module, bool]) -> None:
-    """Set each module's own mode; .train() and .eval() would set those of its parts too."""
-    for part, training in flags.items():
-        part.training = training
 
 
 @contextmanager

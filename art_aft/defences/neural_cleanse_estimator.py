@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from art_aft.classifiers.classifier import check_classifier, clone, images_for, 
 from art_aft.classifiers.layers import Head
 from art_aft.data.images import Images
 from art_aft.defences.found_triggers import Detection, excited_channels, prune, unlearn
+from art_aft.runtime.modes import kept_modes
 from art_aft.runtime.random_state import isolated_rng
 from art_aft.training.recipe import Recipe
 
@@ -136,11 +138,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         return wrapped
 
     def set_params(self, **kwargs: Any) -> None:
-        """
-        Change settings, checked; on an error all stay as they were.
-
-        :raises ValueError: If a setting is unknown or out of its range.
-        """
+        """Change settings, checked; on an error, a ValueError of an unknown or bad one, all stay as they were."""
         before = {name: getattr(self, name) for name in kwargs if name in self.estimator_params and hasattr(self, name)}
         super().set_params(**kwargs)
         try:
@@ -234,8 +232,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
 
     def mitigate(self, x_val: np.ndarray, y_val: np.ndarray, mitigation_types: list[str]) -> None:
         """
-        Search triggers and act on the suspected labels, in place. Without one nothing changes, and the log has a
-        warning.
+        Search triggers and act on suspected labels, in place. Without one nothing changes, and the log has a warning.
 
         :param x_val: Clean images in `clip_values`, of shape (N, *input_shape).
         :param y_val: Their labels, as indices or one-hot.
@@ -273,6 +270,8 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         """
         Return logits; after "filtering", zeros for an image on which the classifier abstains.
 
+        Modes stay as they were, and so do the global generators, but for what dropout draws in training mode.
+
         :param x: Images in `clip_values`, of shape (N, *input_shape).
         :param batch_size: Images at a time.
         :param training_mode: Whether the model is in training mode meanwhile.
@@ -284,10 +283,10 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         return predictions
 
     # The mixin asks a framework for the following.
-    def _predict_classifier(
-        self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
-    ) -> np.ndarray:
-        return PyTorchClassifier.predict(self, x, batch_size=batch_size, training_mode=training_mode, **kwargs)
+    def _predict_classifier(self, x: Any, batch_size: int = 128, training_mode: bool = False, **more: Any) -> Any:
+        # ART's loader draws from torch's global generator.
+        with kept_modes(self._model), nullcontext() if training_mode else isolated_rng():
+            return PyTorchClassifier.predict(self, x, batch_size=batch_size, training_mode=training_mode, **more)
 
     def _fit_classifier(self, x: np.ndarray, y: np.ndarray, batch_size: int, nb_epochs: int, **kwargs: Any) -> None:
         PyTorchClassifier.fit(self, x, y, batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)

@@ -10,6 +10,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
+from art_aft.classifiers.classifier import predict_labels
 from art_aft.detection.scan import BackdoorScan
 from art_aft.experiments.measurements import build_defence, run_defence, score, scored_on
 from art_aft.experiments.victims import Row, Victim, VictimSettings, train_victim
@@ -56,7 +57,7 @@ def measure(victim: Victim, classifier: PyTorchClassifier, *, eps: float = DEMO_
     :param eps: The L-infinity radius of the adversarial examples.
     :return: Shares in [0, 1], as a part of a row.
     """
-    predicted = classifier.predict(adversarial_examples(victim, classifier, eps)).argmax(axis=1)
+    predicted = predict_labels(classifier, adversarial_examples(victim, classifier, eps))
     return {
         **score(classifier, scored_on(victim)),
         "adversarial_eps": eps,

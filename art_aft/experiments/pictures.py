@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from art_aft.attacks import stamp
+from art_aft.classifiers.classifier import predict_labels
 from art_aft.defences.neural_cleanse import Detection
 from art_aft.experiments.demo import DEMO_EPS, adversarial_examples
 from art_aft.experiments.tables import defence_title
@@ -101,7 +102,7 @@ class DemoPicture:
         wanted = victim.labels(y)
         one_hot = np.eye(victim.dataset.nb_classes, dtype=np.float32)
         adversarial = adversarial_examples(victim, victim.classifier, DEMO_EPS)
-        predicted = victim.classifier.predict(adversarial).argmax(axis=1)
+        predicted = predict_labels(victim.classifier, adversarial)
         # An example of the paper's observation, if there is one: an adversarial image that gets the target label.
         others = np.flatnonzero(wanted != y)
         shown = others[np.argmax(predicted[others] == wanted[others])]
@@ -113,7 +114,7 @@ class DemoPicture:
                 "images": [x[shown], triggered[0], adversarial[shown]],
                 "labels": [
                     y[shown],
-                    victim.classifier.predict(triggered).argmax(axis=1)[0],
+                    predict_labels(victim.classifier, triggered)[0],
                     predicted[shown],
                 ],
                 "matrix": label_matrix(y, predicted, victim.dataset.nb_classes),

@@ -187,3 +187,39 @@ def test_the_masks_are_trained_long_enough_but_not_again(monkeypatch, nb_epochs,
     settings = {"nb_epochs": nb_epochs, "steps": 1, "resumed": resumed, "batch_size": 10}
     trigger.fit(None, images(20, 1, 8), np.zeros(20), AllToOne(0), train=lambda *_: None, **settings)
     assert len(calls) == 2 * 2 * passes  # two batches a pass, two images a pair
+
+
+class Noted(torch.optim.Adam):
+    """Notes the gradients of its steps and takes none, so that all are those of the same weights."""
+
+    seen = []
+
+    def step(self, *_):
+        self.seen.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+
+
+def test_the_masks_weigh_diversity_with_the_square_as_the_release_does_and_the_patterns_once(monkeypatch):
+    """The gradient is a constant (of density or cross entropy) plus weight * slope; three weights tell both."""
+    monkeypatch.setattr(torch.optim, "Adam", Noted)
+    x, y = images(40, 1, 8), np.arange(40) % 3
+
+    def gradients(weight):
+        found = []
+
+        def train(transform, callback):
+            with torch.random.fork_rng():
+                batch, labels = transform(torch.from_numpy(x), torch.from_numpy(y))
+            torch.nn.functional.cross_entropy(batch.flatten(1)[:, :3], labels).backward()
+            callback.on_step(1)
+
+        monkeypatch.setattr(Noted, "seen", found)
+        trigger = InputAware(in_channels=1, base_width=4, levels=1, lambda_div=weight)
+        settings = {"mask_epochs": 1, "batch_size": 40, "precision": "float32"}
+        trigger.fit(None, x, y, AllToOne(2), train=train, nb_epochs=1, steps=1, rate=0.2, **settings)
+        return [torch.cat([gradient.flatten() for gradient in step]).double() for step in found]
+
+    (masks_0, patterns_0), (masks_1, patterns_1), (masks_3, patterns_3) = map(gradients, (0.0, 1.0, 3.0))
+    for weight, at_0, at_1, at_3 in ((9, masks_0, masks_1, masks_3), (3, patterns_0, patterns_1, patterns_3)):
+        slope = at_1 - at_0
+        assert slope.norm() > 1e-3
+        assert float((at_3 - at_0) @ slope / (slope @ slope)) == pytest.approx(weight, rel=1e-2)
