@@ -1,36 +1,23 @@
 """Remove backdoors from image classifiers with Adversarial Fine-Tuning, inside the Adversarial Robustness Toolbox."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from art_aft.adversarial.pgd import TorchAttacksPGD
-from art_aft.attacks.labels import AllToAll, AllToOne
-from art_aft.attacks.poisoning import PoisonedData, poison
-from art_aft.classifiers.classifier import build_classifier, clone
-from art_aft.defences import (
-    AdversarialFineTuning,
-    AdversarialFineTuningTrainer,
-    AutomaticFineTuning,
-    ProgressiveErasing,
-    UniversalAdversarialFineTuning,
-)
-from art_aft.detection import BackdoorScan, ScanReport
-from art_aft.metrics import Scores, evaluate
+if TYPE_CHECKING:
+    from art_aft.public import *  # noqa: F403
+else:
+    # Only when a name is asked for: what fails in ART or PyTorch must not fail before `art-aft` can tell of it.
+    def __getattr__(name: str) -> Any:
+        """Return a public name, or a room of the package."""
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = import_module("art_aft.public")
+        found = globals() if name in globals() else vars(public)  # the former has the rooms
+        if name not in found:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return found[name]
 
-__all__ = [
-    "AdversarialFineTuning",
-    "AdversarialFineTuningTrainer",
-    "AllToAll",
-    "AllToOne",
-    "AutomaticFineTuning",
-    "BackdoorScan",
-    "PoisonedData",
-    "ProgressiveErasing",
-    "ScanReport",
-    "Scores",
-    "TorchAttacksPGD",
-    "UniversalAdversarialFineTuning",
-    "build_classifier",
-    "clone",
-    "evaluate",
-    "poison",
-]
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("art_aft.public").__all__})

@@ -58,6 +58,24 @@ def test_importing_loads_neither_torchvision_nor_matplotlib_and_seeds_nothing():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_package_itself_loads_nothing_until_a_name_is_asked_for():
+    program = (
+        "import sys, art_aft\n"
+        "assert not {'numpy', 'torch', 'art'} & set(sys.modules)\n"
+        "from art_aft import *\n"
+        "assert evaluate is art_aft.evaluate is art_aft.metrics.evaluate\n"
+        "assert {'evaluate', 'defences', '__version__'} <= set(dir(art_aft))\n"
+        "assert not hasattr(art_aft, 'np') and not hasattr(art_aft, 'cli') and not hasattr(art_aft, '__wrapped__')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_command_is_what_python_m_runs():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["options.entry_points"]["console_scripts"].strip() == "art-aft = art_aft.__main__:main"
+
+
 def test_no_file_imports_torchvision():
     files = [file for folder in ("art_aft", "examples") for file in (ROOT / folder).rglob("*.py")]
     assert len(files) > 20

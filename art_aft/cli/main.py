@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import traceback
 from collections.abc import Sequence
 
 from art_aft import __version__
 from art_aft.cli import compare, demo, purify, reproduce, scan, train
-from art_aft.cli.options import printable
-
-#: Exit codes, and what they mean.
-WRONG, UNFORESEEN, INTERRUPTED = 2, 3, 130
-EXIT_CODES = {
-    0: "done; scan: no backdoor found",
-    1: "scan: backdoor reported; purify: too much accuracy lost, no model written",
-    WRONG: "an argument, a file or the data are wrong; scan: cannot tell",
-    UNFORESEEN: "any other error, such as too little memory (--traceback shows where)",
-    INTERRUPTED: "interrupted by Ctrl-C",
-}
-
-#: The optional packages, and the extra that each comes with.
-EXTRAS = {"PIL": "images", "matplotlib": "plots"}
+from art_aft.cli.exits import EXIT_CODES, ended_by
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,25 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except KeyboardInterrupt:
-        print("art-aft: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (Exception, SystemExit) as error:  # SystemExit: a model's factory must not choose the exit code
-        if options.traceback:
-            traceback.print_exc()
-        if isinstance(error, ImportError | OSError | TypeError | ValueError):
-            print(f"art-aft: error: {printable(str(error))}{_extra(error)}", file=sys.stderr)
-            return WRONG
-        what = " ".join(printable(str(error)).split())[:500]
-        hint = "" if options.traceback else " (--traceback shows where)"
-        print(f"art-aft: unforeseen error: {type(error).__name__}{': ' * bool(what)}{what}{hint}", file=sys.stderr)
-        return UNFORESEEN
-
-
-def _extra(error: BaseException) -> str:
-    """Return how to install what an error misses, where that is an optional package."""
-    extra = EXTRAS.get((getattr(error, "name", None) or "").partition(".")[0]) if isinstance(error, ImportError) else ""
-    return f" (comes with: pip install 'art-aft[{extra}]')" if extra else ""
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # SystemExit: a factory must not choose the exit code
+        return ended_by(error, show=options.traceback)
 
 
 def _parser() -> argparse.ArgumentParser:

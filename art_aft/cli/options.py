@@ -49,18 +49,6 @@ VICTIM = (
 )
 
 
-def printable(text: str) -> str:
-    r"""
-    Return text of strangers for the terminal: characters that control it are escaped, all but line breaks.
-
-    >>> printable("weight\x1b[2J")
-    'weight\\x1b[2J'
-
-    :param text: The text, such as an error with the name of a tensor.
-    """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
 def check_writable(option: str, path: Path) -> None:
     """
     Check that files can be made beside a path, before any work is done for them. Nothing is left there.

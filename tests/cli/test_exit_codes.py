@@ -18,7 +18,8 @@ from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.cli import main as cli
 from art_aft.cli import purify, scan
-from art_aft.cli.options import check_writable, printable
+from art_aft.cli.options import check_writable
+from art_aft.runtime.text import printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -256,3 +257,36 @@ def test_a_place_that_cannot_be_written_is_found_at_once(model, tmp_path, capsys
 
 def test_what_controls_the_terminal_is_escaped():
     assert printable("grün\n\x1b[31m\u202e\r\x07") == "grün\n\\x1b[31m\\u202e\\r\\x07"
+
+
+def scan_beside_broken_art(failure, folder, *words):
+    """Run `art-aft scan` where importing ART runs a line of code."""
+    (folder / "art").mkdir()
+    (folder / "art" / "__init__.py").write_text(failure + "\n")
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    command = [sys.executable, "-m", "art_aft", "scan", "m", "--data", "d", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": path})
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        ("raise ModuleNotFoundError('No module named art')", "ModuleNotFoundError: No module named art"),
+        ("raise RuntimeError('one\\n  two\x1b[2J')", "RuntimeError: one two\\x1b[2J"),
+        ("raise SystemExit(1)", "SystemExit: 1"),
+    ],
+)
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_library_that_cannot_be_loaded_is_no_verdict(failure, told, shown, tmp_path):
+    """A broken ART fails while `art-aft` is loaded. The status 1 of an uncaught error would mean "infected"."""
+    done = scan_beside_broken_art(failure, tmp_path, *["--traceback"] * shown)
+    assert (done.returncode, done.stdout) == (3, "")
+    hint = "" if shown else " (--traceback shows where)"
+    assert done.stderr.endswith(f"art-aft: unforeseen error: art-aft cannot be loaded: {told}{hint}\n")
+    assert ("Traceback" in done.stderr) is shown
+    assert shown or done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_loading_is_a_line_too(tmp_path):
+    done = scan_beside_broken_art("raise KeyboardInterrupt", tmp_path)
+    assert (done.returncode, done.stderr) == (130, "art-aft: interrupted\n")

@@ -1,0 +1,53 @@
+"""What `art-aft` ends with. Nothing here imports ART or PyTorch, so that it works where they do not."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from art_aft.runtime.text import printable
+
+#: Exit codes, and what they mean.
+WRONG, UNFORESEEN, INTERRUPTED = 2, 3, 130
+EXIT_CODES = {
+    0: "done; scan: no backdoor found",
+    1: "scan: backdoor reported; purify: too much accuracy lost, no model written",
+    WRONG: "an argument, a file or the data are wrong; scan: cannot tell",
+    UNFORESEEN: "any other error, such as too little memory (--traceback shows where)",
+    INTERRUPTED: "interrupted by Ctrl-C",
+}
+
+#: Errors that say what is wrong by themselves.
+FORESEEN = (ImportError, OSError, TypeError, ValueError)
+
+#: The optional packages, and the extra that each comes with.
+EXTRAS = {"PIL": "images", "matplotlib": "plots"}
+
+
+def ended_by(error: BaseException, *, show: bool, loading: bool = False) -> int:
+    """
+    Print an error, and return the exit code for it.
+
+    :param error: The error.
+    :param show: Whether to show where it came from.
+    :param loading: Whether it came while the program was loaded, where no error is foreseen.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("art-aft: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if show:
+        traceback.print_exception(error)
+    if isinstance(error, FORESEEN) and not loading:
+        print(f"art-aft: error: {printable(str(error))}{_extra(error)}", file=sys.stderr)
+        return WRONG
+    what = " ".join(printable(str(error)).split())[:500]
+    kind = "art-aft cannot be loaded: " * loading + type(error).__name__
+    hint = "" if show else " (--traceback shows where)"
+    print(f"art-aft: unforeseen error: {kind}{': ' * bool(what)}{what}{hint}", file=sys.stderr)
+    return UNFORESEEN
+
+
+def _extra(error: BaseException) -> str:
+    """Return how to install what an error misses, where that is an optional package."""
+    extra = EXTRAS.get((getattr(error, "name", None) or "").partition(".")[0]) if isinstance(error, ImportError) else ""
+    return f" (comes with: pip install 'art-aft[{extra}]')" if extra else ""
