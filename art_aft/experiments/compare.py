@@ -18,6 +18,7 @@ from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
 from art_aft.experiments.measurements import build_defence, run_defence, score, scores_row
 from art_aft.experiments.victims import Row
+from art_aft.experiments.warming import warm_up
 from art_aft.metrics import evaluate
 from art_aft.runtime.devices import PeakMemory
 
@@ -90,6 +91,7 @@ def compare(
             watch(row)
 
     add({"defence": "none", **scores_row(before, before), "n_clean_images": len(images)})
+    warm_up(classifier, images)
     for title, factory in factories.items():
         defence = factory(classifier, seed=seed, verbose=verbose)
         trials = _tune(defence, images, learning_rates, max_drop, held_out, seed)

@@ -23,6 +23,7 @@ from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
 from art_aft.experiments.rows import json_values
 from art_aft.experiments.victims import Row, Victim, VictimSettings, clean_subset, poisoned_data, train_victim
+from art_aft.experiments.warming import warm_up
 from art_aft.metrics import Scores, defence_effectiveness, evaluate
 from art_aft.registry import Registry
 from art_aft.runtime.callbacks import Callback
@@ -176,6 +177,7 @@ def scores(victim: Victim, cell: Cell) -> Row:
         return {**scores_row(before, before), "seconds": victim.seconds}
     x, y = defender_data(victim, cell)
     defence = _defence(victim, cell.defence, cell.settings)
+    warm_up(victim.classifier, x[:64], y[:64])
     purified, facts = run_defence(defence, x, y)
     row = {**score(purified, test, before), "seconds": facts["seconds"]}
     after_stage_2 = getattr(defence.report, "adversarial_classifier", None)

@@ -7,13 +7,14 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import NB_CLASSES, SHAPE, linear_classifier, tiny_data, untouched
+from helpers import NB_CLASSES, SHAPE, linear_classifier, recorded_rates, tiny_classifier, tiny_data, untouched
 
 from art_aft.adversarial.inversion import Triggers
 from art_aft.adversarial.pgd import TorchAttacksPGD
@@ -23,13 +24,16 @@ from art_aft.cli import main as cli
 from art_aft.defences import AdversarialFineTuning
 from art_aft.defences.base import Defence
 from art_aft.defences.neural_cleanse import Detection
+from art_aft.experiments import measurements
 from art_aft.experiments.compare import compare
 from art_aft.experiments.pictures import trigger_picture
 from art_aft.experiments.tables import comparison_table
 from art_aft.experiments.victims import VictimSettings, clean_subset, train_victim
+from art_aft.experiments.warming import warm_up
 from art_aft.metrics import Scores, defence_effectiveness
 from art_aft.runtime.devices import PeakMemory
 from art_aft.training.recipe import Recipe
+from art_aft.training.recipes import RECIPES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Two threads on busy cores wait for each other at every step, and take minutes instead of seconds.
@@ -81,6 +85,44 @@ class TestEffectiveness:
     def test_by_hand(self, before, after, expected):
         scores = [Scores(acc, asr, ra=0.0, n_clean=1, n_triggered=1) for acc, asr in (before, after)]
         assert defence_effectiveness(*scores) == pytest.approx(expected)
+
+
+class TestWarmUp:
+    def test_a_step_was_made_before_the_first_defence_is_timed(self, victim):
+        with recorded_rates() as steps:
+            found = []
+
+            def factory(*arguments, **keywords):
+                found.append(len(steps))
+                return Breaking(*arguments, **keywords)
+
+            run(victim, {"one": factory, "other": factory}, learning_rates=())
+        assert found == [1, 1]  # Breaking makes no steps
+
+    def test_so_it_was_in_a_cell_of_a_grid(self, monkeypatch):
+        class Timed(Exception):
+            pass
+
+        def start(*_):
+            assert len(steps) == 1
+            raise Timed
+
+        settings = VictimSettings(attack="badnets", recipe=replace(RECIPES["digits"], nb_epochs=1))
+        trained = train_victim(settings)
+        monkeypatch.setattr(measurements, "run_defence", start)
+        with recorded_rates() as steps, pytest.raises(Timed):
+            measurements.scores(trained, measurements.Cell(settings, defence="fine_tuning"))
+
+    def test_the_classifier_stays_and_a_frozen_one_is_only_attacked(self):
+        x, y = tiny_data(8)
+        classifier = tiny_classifier()
+        with untouched(classifier), recorded_rates() as steps:
+            warm_up(classifier, x, y)
+            assert len(steps) == 1
+            classifier.model.requires_grad_(False)
+            warm_up(classifier, x, y)
+            assert len(steps) == 1
+            classifier.model.requires_grad_(True)
 
 
 class TestBudget:
