@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import art_aft
+from art_aft.defences import DEFENCES
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
@@ -86,3 +87,12 @@ def test_the_words_are_the_fields(path):
     text = CODE.sub("", FALSE_ALARM.sub("", path.read_text(encoding="utf-8")))
     found = [line.strip() for line in text.splitlines() if FORBIDDEN.search(line)]
     assert found == []
+
+
+def test_the_page_names_every_setting_of_every_defence():
+    page = (ROOT / "docs" / "defences.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0]: part for part in page.split("\n## ")}
+    shared = re.search(r"^Settings that several defences have.*?\n\n.*?\n\n", page, re.DOTALL | re.MULTILINE)[0]
+    for name, defence in DEFENCES.items():
+        named = re.findall(r"`(\w+)", sections[name] + shared)
+        assert [setting for setting in defence.params if setting not in named] == [], name
