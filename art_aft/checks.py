@@ -206,7 +206,8 @@ def check_labels(name: str, y: Any, *, nb_classes: int | None = None, nb_samples
         if nb_classes is not None and labels.shape[1] != nb_classes:
             raise ValueError(f"{name}: got one-hot rows of length {labels.shape[1]}, expected nb_classes {nb_classes}")
         if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
-            raise ValueError(f"{name}: got rows that are not one-hot, expected a single 1 and zeros in each")
+            kind = "multi-label rows" if np.isin(labels, (0, 1)).all() else "soft labels or scores"
+            raise ValueError(f"{name}: got rows that are not one-hot ({kind}?), expected a single 1 and zeros in each")
         labels = labels.argmax(axis=1)
     if not np.isfinite(labels).all() or (labels != np.floor(labels)).any() or (np.abs(labels) > 2**31).any():
         raise ValueError(f"{name}: got labels that are not whole numbers of a class, expected class indices")

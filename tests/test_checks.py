@@ -200,9 +200,11 @@ def test_labels_of_any_form_become_indices(y):
         ([np.nan, 1, 2], "got labels that are not whole numbers"),
         ([np.inf, 1, 2], "got labels that are not whole numbers"),
         (np.eye(4)[:3], "got one-hot rows of length 4, expected nb_classes 3"),
-        (np.full((3, 3), 1 / 3), "got rows that are not one-hot"),
-        (np.zeros((3, 3)), "got rows that are not one-hot"),
-        (np.ones((3, 3)), "got rows that are not one-hot"),
+        (np.full((3, 3), 1 / 3), "got rows that are not one-hot (soft labels or scores?), expected a single 1"),
+        (0.9 * np.eye(3) + 0.1 / 3, "got rows that are not one-hot (soft labels or scores?)"),
+        (np.eye(3, dtype=int) * 2, "got rows that are not one-hot (soft labels or scores?)"),
+        (np.zeros((3, 3)), "got rows that are not one-hot (multi-label rows?)"),
+        (np.tri(3, dtype=bool), "got rows that are not one-hot (multi-label rows?), expected a single 1"),
     ],
 )
 def test_bad_labels_are_refused(y, message):

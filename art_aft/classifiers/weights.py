@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from art_aft.runtime.text import shown
+
 Tensors = dict[str, torch.Tensor]
 
 #: Entries that people store a model's tensors under. Where several entries fit, the first of these is taken.
@@ -59,11 +61,6 @@ def fitting_state(model: torch.nn.Module, path: Path, *, match: str = "names", h
     return {**found, **kept}, text
 
 
-def shown(name: str) -> str:
-    """Return a stranger's name as it can be shown: quoted, escaped and cut."""
-    return ascii(name if len(name) <= 80 else name[:77] + "...")
-
-
 def read_tensors(path: Path) -> dict[str, Tensors]:
     """
     Return the mappings of tensors in a file, by the name of the entry that they are in ("" for the whole file).
@@ -73,7 +70,10 @@ def read_tensors(path: Path) -> dict[str, Tensors]:
     """
     try:
         if path.suffix == ".safetensors":
-            return {"": load_file(path)}
+            tensors = load_file(path)
+            # A victim that this package stored has the attacker's trigger beside the model.
+            own = {key: value for key, value in tensors.items() if not key.startswith("trigger.")}
+            return {"": own if own and all(key.startswith("model.") for key in own) else tensors}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise

@@ -19,17 +19,19 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.attacks import TRIGGERS
+from art_aft.checks import check_integer
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import images_for
 from art_aft.classifiers.storage import Stored
 from art_aft.classifiers.weights import MATCHES
 from art_aft.data.array_files import read_npz
+from art_aft.data.class_names import class_labels, read_class_names
 from art_aft.data.datasets import labelled_images
-from art_aft.data.image_files import class_labels
 from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
 from art_aft.experiments.rows import read_rows
 from art_aft.experiments.victims import VictimSettings
+from art_aft.runtime.text import shown
 from art_aft.training.recipes import RECIPES
 
 #: The settings of a victim that have an option of the same name.
@@ -47,6 +49,10 @@ VICTIM = (
     "seen",
     "seed",
 )
+
+
+# More class folders than these are not listed.
+_FEW_CLASSES = 20
 
 
 def check_writable(option: str, path: Path) -> None:
@@ -197,6 +203,13 @@ def add_model(command: argparse.ArgumentParser) -> None:
         required=True,
         help="clean images: a folder or zip of CLASS/FILE, or a .npz with x (N, C, H, W), uint8 or in [0, 1], and y",
     )
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="the names of all class folders, one a line in the order of the labels",
+    )
+    add("--resize", type=int, nargs=2, metavar=("H", "W"), help="resize image files of another size (bilinear)")
     add("--model", help="for a state dict: the architecture, such as wrn-16-1, or module:factory")
     add("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="with --model: the shape of an image")
     add("--nb-classes", type=int, help="with --model: the number of classes")
@@ -231,13 +244,36 @@ def read_images(options: argparse.Namespace, classifier: PyTorchClassifier) -> I
     """Return the clean images that the options name, with their labels, as the classifier takes them."""
     path: Path = options.data
     if path.suffix == ".npz":
+        for option in ("classes", "resize"):
+            if getattr(options, option):
+                raise ValueError(f"--{option}: got it with {path}, expected it for folders and zips of images only")
         return images_for(classifier, *_arrays(path))
+    height, width = [check_integer("--resize", side, 1) for side in options.resize or (1, 1)]
+    with _named("--classes"):
+        order = read_class_names(options.classes) if options.classes else None
     with _named("--data"):
-        x, y, classes = labelled_images(path, verbose=not options.quiet)
-        y = class_labels(classes, classifier.nb_classes)[y]
+        size = (height, width) if options.resize else None
+        x, y, folders = labelled_images(path, size=size, verbose=not options.quiet)
+    with _named("--classes" if options.classes else "--data"):
+        labels = class_labels(folders, classifier.nb_classes, order)
+    _tell(x, size is not None, dict(zip(labels.tolist(), folders, strict=True)), classifier)
+    y = labels[y]
     if classifier.input_shape[0] == 1 and (x == x[:, :1]).all():
         x = np.ascontiguousarray(x[:, :1])
     return images_for(classifier, x, y)
+
+
+def _tell(x: np.ndarray, resized: bool, folders: dict[int, str], classifier: PyTorchClassifier) -> None:
+    """Say how image files were read; refuse a size that is not the model's, with the way out."""
+    height, width = classifier.input_shape[1:]
+    if x.shape[2:] != (height, width):
+        found = "x".join(map(str, x.shape[2:]))
+        raise ValueError(f"--data: got images of {found}, expected {height}x{width}, as with --resize {height} {width}")
+    if len(folders) <= _FEW_CLASSES:
+        pairs = ", ".join(f"{label} = {shown(folder)}" for label, folder in sorted(folders.items()))
+        print(f"labels of the class folders: {pairs}", file=sys.stderr)
+    if resized:
+        print(f"images of another size are resized to {height}x{width} (bilinear)", file=sys.stderr)
 
 
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -250,8 +286,8 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _named(option: str) -> Iterator[None]:
-    """Have errors about `path` name the option that gave it."""
+    """Have errors about `path` or `order` name the option that gave it."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{option}: {str(error).removeprefix('path: ')}") from None
+        raise ValueError(f"{option}: {str(error).removeprefix('path: ').removeprefix('order: ')}") from None

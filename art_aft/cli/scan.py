@@ -113,6 +113,6 @@ def _text(report: ScanReport) -> str:
         what = f"shift by {evidence.label}" if evidence.shift else f"label {evidence.label}"
         lines.append(
             f"  {evidence.detector:<18} {evidence.score:5.2f} of its threshold  {what}, "
-            f"statistic {evidence.statistic:.2f}, {evidence.details}"
+            f"statistic {evidence.statistic:.2f}{', ' * bool(evidence.details)}{evidence.details}"
         )
     return "\n".join(lines + [f"  note: {note}" for note in report.notes])

@@ -9,7 +9,9 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from art_aft.checks import check_flag, check_integer, check_labels, check_number
-from art_aft.data.image_files import class_order, part_of, read_images
+from art_aft.data.class_names import class_order
+from art_aft.data.image_files import part_of, read_images
+from art_aft.runtime.text import shown
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ def image_folders(path: str | Path, *, horizontal_flip: bool | None = None, verb
     classes = class_order(names_train)
     unknown = sorted(set(names_test) - set(classes))
     if unknown:
-        raise ValueError(f"path: got class {unknown[0]!r} in the test part of {path}, expected only those of train")
+        raise ValueError(
+            f"path: got class {shown(unknown[0])} in the test part of {path}, expected only those of train"
+        )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ValueError(
             f"path: got images of {x_train.shape[1:]} and of {x_test.shape[1:]} in {path}, expected one size"
@@ -137,18 +141,21 @@ def image_folders(path: str | Path, *, horizontal_flip: bool | None = None, verb
     )
 
 
-def labelled_images(path: str | Path, *, verbose: bool = False) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def labelled_images(
+    path: str | Path, *, size: tuple[int, int] | None = None, verbose: bool = False
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """
     Return image files in class folders: a folder of `<class>/<file>`, or a zip of the same.
 
     :param path: The folder or the zip.
+    :param size: (H, W), to which images of another size are resized (bilinear); None expects all of one size.
     :param verbose: Whether to show a progress bar.
     :return: uint8 images of shape (N, 3, H, W), their labels as indices, and the class names that the indices refer
         to, in `class_order`.
     :raises ValueError: If there is no image, a file cannot be read, or images differ in size.
     :raises ImportError: If Pillow is missing, which reads the files.
     """
-    images, names = read_images(Path(path), verbose=verbose)
+    images, names = read_images(Path(path), size=size, verbose=verbose)
     classes = class_order(names)
     index = {name: number for number, name in enumerate(classes)}
     return images, np.array([index[name] for name in names], dtype=np.int64), classes

@@ -9,15 +9,16 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from tqdm.auto import tqdm
+
+from art_aft.runtime.text import shown
 
 #: The endings of files that are read.
 ENDINGS = (
@@ -35,61 +36,9 @@ _MOST_IN_A_FILE = 2**28
 _SAMPLED = 64
 
 
-def class_order(names: Iterable[str]) -> list[str]:
-    """
-    Return the names of class folders in the order of their labels.
-
-    Where all names are numbers they are sorted as numbers, otherwise as text. So where they are 0 to K - 1, the number
-    is the label.
-
-    >>> class_order(["10", "9", "0"]), class_order(["10", "9", "a"])
-    (['0', '9', '10'], ['10', '9', 'a'])
-
-    :param names: The names. Repeated ones count once.
-    :raises ValueError: If two names are the same number, such as "1" and "01".
-    """
-    distinct = sorted(set(names))
-    if not _are_numbers(distinct):
-        return distinct
-    ordered = sorted(distinct, key=int)
-    for one, other in pairwise(ordered):
-        if int(one) == int(other):
-            raise ValueError(f"path: got class folders {one!r} and {other!r}, expected one for each number")
-    return ordered
-
-
-def class_labels(names: Sequence[str], nb_classes: int) -> np.ndarray:
-    """
-    Return the label of each class folder for a classifier, whose classes may not all have a folder.
-
-    >>> class_labels(["0", "90", "180", "270"], 4).tolist(), class_labels(["3", "7"], 10).tolist()
-    ([0, 1, 2, 3], [3, 7])
-
-    :param names: The names of the folders.
-    :param nb_classes: The number of the classifier's classes.
-    :return: int64 of shape (len(names),): the place in `class_order` where each class has a folder. Where some have
-        none, the number that is the folder's name.
-    :raises ValueError: If classes lack a folder and the names are not numbers below `nb_classes`, or there are more
-        folders than classes.
-    """
-    ordered = class_order(names)
-    if len(ordered) == nb_classes:
-        labels = {name: label for label, name in enumerate(ordered)}
-    elif len(ordered) < nb_classes and _are_numbers(ordered) and int(ordered[-1]) < nb_classes:
-        labels = {name: int(name) for name in ordered}
-    else:
-        raise ValueError(
-            f"path: got {len(ordered)} class folders, expected {nb_classes}, or fewer named by their labels, "
-            f"0 to {nb_classes - 1}"
-        )
-    return np.array([labels[name] for name in names], dtype=np.int64)
-
-
-def _are_numbers(names: Sequence[str]) -> bool:
-    return bool(names) and all(name.isascii() and name.isdigit() for name in names)
-
-
-def read_images(path: Path, *, verbose: bool = False) -> tuple[np.ndarray, list[str]]:
+def read_images(
+    path: Path, *, size: tuple[int, int] | None = None, verbose: bool = False
+) -> tuple[np.ndarray, list[str]]:
     """
     Return the images of a folder or zip of `<class>/<file>`, and the class name of each.
 
@@ -98,6 +47,7 @@ def read_images(path: Path, *, verbose: bool = False) -> tuple[np.ndarray, list[
     range: 65535 becomes 255. Of an animated image the first picture is read.
 
     :param path: The folder or the zip.
+    :param size: (H, W), to which images of another size are resized (bilinear); None expects all of one size.
     :param verbose: Whether to show a progress bar.
     :return: uint8 images of shape (N, 3, H, W), sorted by class and file name as text, and N class names.
     :raises ValueError: If there is no image, one cannot be read, images differ in size, or all together would take
@@ -119,15 +69,16 @@ def read_images(path: Path, *, verbose: bool = False) -> tuple[np.ndarray, list[
                 with _naming(file.name, path):
                     image = opened.enter_context(Image.open(opened.enter_context(file.open()), formats=_KINDS))
                 # The header tells the size: a picture of another one is not decoded.
-                shape = (3, image.height, image.width)
+                shape = (3, *(size or (image.height, image.width)))
                 if row == 0:
                     images = _room(len(files), shape, path)
                 if shape != images.shape[1:]:
                     raise ValueError(
-                        f"path: got {shape} for {_shown(file.name)} in {path}, expected all as {images.shape[1:]}"
+                        f"path: got {shape} for {shown(file.name)} in {path}, expected all as {images.shape[1:]} "
+                        "(scan and purify: --resize H W)"
                     )
                 with _naming(file.name, path):
-                    images[row] = _rgb(image)
+                    images[row] = _rgb(image, shape)
     return images, [file.name.split("/")[0] for file in files]
 
 
@@ -220,7 +171,7 @@ def _is_image(name: str) -> bool:
 
 def _check_listing(path: Path, files: Sequence[_File], others: Sequence[str]) -> None:
     """Refuse a listing without images, and warn of files that are not read."""
-    found = f"{len(others)} other file(s), such as {_shown(others[0])}" if others else "no other file"
+    found = f"{len(others)} other file(s), such as {shown(others[0])}" if others else "no other file"
     if not files:
         raise ValueError(f"path: got no image in {path} and {found}, expected <class>/<file> of {', '.join(ENDINGS)}")
     if others:
@@ -238,7 +189,19 @@ def _room(count: int, shape: tuple[int, int, int], path: Path) -> np.ndarray:
     return np.empty((count, *shape), dtype=np.uint8)
 
 
-def _rgb(image: Any) -> np.ndarray:
+def _rgb(image: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return a picture of Pillow as uint8 of shape (3, H, W), resized where it has another one."""
+    pixels = _as_it_is(image)
+    if pixels.shape == shape:
+        return pixels
+    from PIL import Image
+
+    # 2 is bilinear, in every release of Pillow.
+    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+    return np.moveaxis(np.asarray(picture.resize(shape[:0:-1], 2)), -1, 0)
+
+
+def _as_it_is(image: Any) -> np.ndarray:
     """Return a picture of Pillow as uint8 of shape (3, H, W)."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow would cut grey levels of 16 bits off at 255.
@@ -262,12 +225,7 @@ def _naming(name: str, path: Path) -> Iterator[None]:
             why = f"it is none of {', '.join(_KINDS)}, or broken"
         elif isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
             why = f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
-        raise ValueError(f"path: got {_shown(name)} in {path}, expected an image that can be read: {why}") from error
-
-
-def _shown(name: str) -> str:
-    """Return a stranger's file name without what would steer a terminal."""
-    return name if name.isprintable() else ascii(name)
+        raise ValueError(f"path: got {shown(name)} in {path}, expected an image that can be read: {why}") from error
 
 
 def _changed(place: Path) -> tuple[int, ...]:

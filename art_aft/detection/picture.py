@@ -28,7 +28,7 @@ def scan_picture(report: ScanReport, path: Path) -> None:
         colours = ["tab:red" if evidence.score >= 1 and place == evidence.label else "tab:grey" for place in places]
         axis.bar(places, [score if np.isfinite(score) else 0 for score in evidence.scores], color=colours)
         name = evidence.detector.replace("_", " ")
-        axis.set_title(f"{name}: {evidence.score:.2f} of threshold\n{evidence.details}", fontsize=10)
+        axis.set_title(f"{name}: {evidence.score:.2f} of threshold\n{evidence.details}".rstrip(), fontsize=10)
         axis.set_xlabel("shift of the label" if evidence.shift else "label")
     if report.label_matrix is not None:
         axes[-1].imshow(report.label_matrix, cmap="viridis", vmin=0, vmax=1)

@@ -41,6 +41,10 @@ class BackdoorScan:
     others. Its score is that statistic in units of its threshold: 1 and more report a backdoor. The score of the scan
     is the highest of them. "clean" only means that no detector reported a backdoor.
 
+    It assumes one backdoor, with one target label or one shift, that works on images of all other classes, and training
+    classes of about one size. Of several backdoors or of one that works on a single class, it may accuse a wrong label
+    or none; a clean model that was trained with one class much larger than the others may be reported.
+
     | Paper link: https://arxiv.org/abs/2202.06312 (Sections III and V)
 
     :param classifier: The classifier; it stays as it is.

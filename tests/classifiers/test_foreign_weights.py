@@ -8,6 +8,7 @@ import torch
 from helpers import TinyNet, same_weights, untouched
 from safetensors.torch import save_file
 
+from art_aft.attacks import InputAware
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
 
@@ -146,6 +147,12 @@ class TestCheckpointsAsPeopleHaveThem:
             r"  2 missing, first 'conv1.weight'; 2 unexpected, first '\x1b[31mred\n'; "
             "1 of another shape or type, first 'fc.weight' (9, 64), expected (4, 64)"
         )
+
+    def test_the_trigger_of_a_stored_victim_is_no_part_of_its_model(self, tmp_path):
+        storage.save(tmp_path / "victim", classifier(), "wrn-10-1", trigger=InputAware(base_width=4, levels=1))
+        target = build_classifier("wrn-10-1", input_shape=(3, 16, 16), nb_classes=4, seed=8)
+        storage.load_state_dict(target, tmp_path / "victim.safetensors")
+        assert same_weights(target, classifier())
 
     @pytest.mark.parametrize("roles", [True, False])
     def test_the_order_of_the_shapes_is_a_match_on_request(self, tmp_path, roles):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from written_images import both, encoded, few_files, place
 
+from art_aft.data.class_names import class_labels, class_order, read_class_names
 from art_aft.data.datasets import image_folders, labelled_images
-from art_aft.data.image_files import class_labels, class_order, contents
+from art_aft.data.image_files import contents
 
 
 class TestClassOrder:
@@ -62,6 +63,43 @@ class TestClassOrder:
     def test_labels_that_cannot_be_known_are_refused(self, names, nb_classes):
         with pytest.raises(ValueError, match=rf"got {len(names)} class folders, expected {nb_classes}, or fewer"):
             class_labels(names, nb_classes)
+
+
+class TestListOfNames:
+    @pytest.mark.parametrize("ending", ["", "\n", "\r\n", "\n\n"])
+    @pytest.mark.parametrize("mark", ["", "\ufeff"])
+    def test_the_line_is_the_label(self, tmp_path, ending, mark):
+        (tmp_path / "names.txt").write_text(mark + "truck\ngrüner Frosch\r\n1" + ending, encoding="utf-8", newline="")
+        order = read_class_names(tmp_path / "names.txt")
+        assert order == ["truck", "grüner Frosch", "1"]
+        assert class_labels(["1", "truck", "grüner Frosch"], 3, order).tolist() == [2, 0, 1]
+        assert class_labels(["1"], 3, order).tolist() == [2]  # the others have no image
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"a\n\nb", "got nothing in line 2 of .*names.txt"),
+            (b"a\nb\na\n", "got 'a' again in line 3 of .*names.txt"),
+            (b"a\n\xff\n", "got .*names.txt, expected a text file in UTF-8"),
+        ],
+    )
+    def test_what_is_no_such_list_is_refused(self, tmp_path, content, message):
+        (tmp_path / "names.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=f"^path: {message}"):
+            read_class_names(tmp_path / "names.txt")
+
+    @pytest.mark.parametrize(
+        ("order", "message"),
+        [
+            (["a", "b"], "got 2 names, expected one for each of the model's 3 classes"),
+            (["a", "b", "c", "d"], "got 4 names, expected one for each of the model's 3 classes"),
+            ([], "got 0 names"),
+            (["a", "x", "y"], r"got no line for 2 class folder\(s\), such as 'b', expected all"),
+        ],
+    )
+    def test_a_list_of_other_classes_is_refused(self, order, message):
+        with pytest.raises(ValueError, match=f"^order: {message}"):
+            class_labels(["a", "b", "c"], 3, order)
 
 
 class TestContents:

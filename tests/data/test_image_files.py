@@ -41,7 +41,7 @@ class TestListing:
     def test_one_warning_counts_files_that_are_not_read(self, tmp_path, packed):
         files = {"a/x.png": encoded(), "a/boxes.csv": b"1", "README": b"2", "a/deep/x.png": encoded()}
         path = place(tmp_path / "data", files, packed)
-        with pytest.warns(UserWarning, match=r"data.*: 3 other file\(s\), such as README, not read") as found:
+        with pytest.warns(UserWarning, match=r"data.*: 3 other file\(s\), such as 'README', not read") as found:
             x, _, _ = labelled_images(path)
         assert len(found) == 1
         assert len(x) == 1
@@ -49,7 +49,7 @@ class TestListing:
     @both
     def test_without_images_the_error_names_what_is_there(self, tmp_path, packed):
         path = place(tmp_path / "data", {"train/a/x.heic": b""}, packed)
-        with pytest.raises(ValueError, match=r"got no image in .*data.* and 1 other file\(s\), such as train/a"):
+        with pytest.raises(ValueError, match=r"got no image in .*data.* and 1 other file\(s\), such as 'train/a"):
             labelled_images(path)
         with pytest.raises(ValueError, match="nowhere, expected a folder or a zip"):
             labelled_images(tmp_path / "nowhere")
@@ -98,7 +98,7 @@ class TestKinds:
 
     def test_pixels_of_unknown_range_are_refused(self, tmp_path):
         path = place(tmp_path / "data", {"a/x.tif": encoded(np.ones((4, 4), np.float32), "TIFF")}, False)
-        with pytest.raises(ValueError, match=r"got a/x\.tif in .* 32 bits"):
+        with pytest.raises(ValueError, match=r"got 'a/x\.tif' in .* 32 bits"):
             labelled_images(path)
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "P with alpha"])
@@ -120,12 +120,12 @@ class TestBroken:
     def test_a_truncated_image_is_named(self, tmp_path, kind, share, packed):
         data = encoded(RNG.integers(0, 256, (40, 40, 3)).astype(np.uint8), kind)
         path = place(tmp_path / "data", {"a/bad.png": data[: int(share * len(data))]}, packed)
-        with pytest.raises(ValueError, match=r"path: got a/bad\.png in .*data.*, expected an image that can be read"):
+        with pytest.raises(ValueError, match=r"path: got 'a/bad\.png' in .*data.*, expected an image that can be read"):
             labelled_images(path)
 
     def test_an_image_of_a_kind_that_starts_other_programs_is_refused(self, tmp_path):
         path = place(tmp_path / "data", {"a/x.png": encoded(kind="EPS")}, False)
-        with pytest.raises(ValueError, match=r"a/x\.png .* it is none of BMP"):
+        with pytest.raises(ValueError, match=r"'a/x\.png' .* it is none of BMP"):
             labelled_images(path)
 
     @both
@@ -133,7 +133,7 @@ class TestBroken:
         monkeypatch.setattr(ImageFile.ImageFile, "load", _only_small(ImageFile.ImageFile.load))
         large = encoded(Image.new("1", (8000, 8000)))
         path = place(tmp_path / "data", {"a/0.png": encoded(), "a/1.png": large}, packed)
-        with pytest.raises(ValueError, match=r"got \(3, 8000, 8000\) for a/1\.png in"):
+        with pytest.raises(ValueError, match=r"got \(3, 8000, 8000\) for 'a/1\.png' in"):
             labelled_images(path)
 
     @both
@@ -145,7 +145,7 @@ class TestBroken:
         path = place(tmp_path / "data", files, packed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as a user may have it
-            with pytest.raises(ValueError, match=rf"got {name} in .* pixels"):
+            with pytest.raises(ValueError, match=rf"got '{name}' in .* pixels"):
                 labelled_images(path)
 
     def test_no_more_memory_is_asked_for_than_is_plausible(self, tmp_path, monkeypatch):
@@ -198,14 +198,14 @@ class TestHostileZips:
         if local:
             struct.pack_into(form, data, local, value)
         path.write_bytes(data)
-        self.refused(path, rf"got a/0\.png in .*{why}")
+        self.refused(path, rf"got 'a/0\.png' in .*{why}")
 
     def test_a_flipped_bit_that_pillow_does_not_see(self, tmp_path):
         path = place(tmp_path / "data", {"a/0.bmp": encoded(kind="BMP") + bytes(300_000)}, True)
         data = bytearray(path.read_bytes())
         data[data.index(b"BM") + 60] ^= 1  # a pixel
         path.write_bytes(data)
-        self.refused(path, r"got a/0\.bmp in .*CRC")
+        self.refused(path, r"got 'a/0\.bmp' in .*CRC")
 
     def test_flipped_bits_are_an_error_that_names_the_file_or_leave_the_pixels(self, tmp_path):
         path = place(tmp_path / "data", self.FILES, True)
@@ -221,3 +221,22 @@ class TestHostileZips:
             errors += found is None
             assert str(path) in error if found is None else {image.tobytes() for image in found[0]} <= pixels
         assert errors > 100
+
+
+@both
+def test_images_of_several_sizes_are_resized_on_request(tmp_path, packed):
+    """Against Pillow's own bilinear filter; what has the size already is not touched."""
+    rng = np.random.default_rng(2)
+    large, small = (rng.integers(0, 256, (*side, 3)).astype(np.uint8) for side in ((9, 14), (6, 5)))
+    deep = Image.fromarray(np.full((12, 10), 65535, np.uint16))
+    files = {"a/0.png": encoded(large), "a/1.png": encoded(small), "b/0.png": encoded(deep)}
+    path = place(tmp_path / "data", files, packed)
+    x, y, _ = labelled_images(path, size=(6, 5))
+    assert x.shape == (3, 3, 6, 5)
+    assert y.tolist() == [0, 0, 1]
+    expected = np.asarray(Image.fromarray(large).resize((5, 6), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(x[0], expected.transpose(2, 0, 1))
+    np.testing.assert_array_equal(x[1], small.transpose(2, 0, 1))
+    assert (x[2] == 255).all()
+    with pytest.raises(ValueError, match=r"got \(3, 6, 5\) for 'a/1.png' in .*--resize H W"):
+        labelled_images(path)

@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_folder_is_reported(tmp_path):
     with pytest.raises(ValueError, match="class 'c' in the test part"):
         datasets.load(tmp_path)
     write(tmp_path / "train" / "..", ["train/b"], 1, size=(7, 7))
-    with pytest.raises(ValueError, match=r"got \(3, 7, 7\) for b/000\.png"):
+    with pytest.raises(ValueError, match=r"got \(3, 7, 7\) for 'b/000\.png'"):
         datasets.load(tmp_path)
 
 

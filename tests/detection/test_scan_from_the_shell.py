@@ -132,3 +132,12 @@ def test_a_report_without_a_score_is_no_reference(data, fresh, tmp_path, capsys)
         arguments = ["scan", str(fresh), "--data", str(data), "--effort", "cheap", "--quiet"]
         assert cli.main([*arguments, "--reference", str(tmp_path / "other.json")]) == 2
         assert "--reference: score: got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("details", "ending"), [("", "statistic 0.90"), ("L2 1", "statistic 0.90, L2 1")])
+def test_evidence_without_details_ends_where_it_ends(details, ending, data, fresh, monkeypatch, capsys):
+    found = report_of(universal(details=details))
+    monkeypatch.setattr("art_aft.cli.scan.BackdoorScan", lambda *_, **__: lambda *_: found)
+    cli.main(["scan", str(fresh), "--data", str(data), "--quiet"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "universal" in line)
+    assert line.endswith(ending)
