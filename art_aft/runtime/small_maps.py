@@ -74,7 +74,9 @@ class _MatrixConvolution(torch.autograd.Function):
         matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, -1)
         ctx.save_for_backward(patches if ctx.needs_input_grad[1] else None, matrix)
         ctx.shape, ctx.kernel, ctx.stride, ctx.padding = x.shape, (rows, columns), stride, padding
-        return (patches @ matrix.t()).view(n, out_height, out_width, out_channels).permute(0, 3, 1, 2)
+        y = (patches @ matrix.t()).view(n, out_height, out_width, out_channels).permute(0, 3, 1, 2)
+        # In the order of the input, as of a convolution: a `.view` of plain maps must go on working.
+        return y.contiguous() if x.is_contiguous() and weight.is_contiguous() else y
 
     @staticmethod
     @torch.autograd.function.once_differentiable

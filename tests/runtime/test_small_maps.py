@@ -36,6 +36,29 @@ def test_result_and_both_gradients_are_those_of_torch(case, memory_format):
     for expected, got in zip(*results, strict=True):
         assert got.shape == expected.shape
         torch.testing.assert_close(got, expected)
+    # With one channel both orders are the same.
+    assert channels == 1 or results[1][0].is_contiguous(memory_format=memory_format)
+
+
+class Viewed(torch.nn.Module):
+    """Flattens small maps of many channels with `.view`, as older networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.Sequential(torch.nn.Conv2d(3, 256, 1), torch.nn.Conv2d(256, 256, 3, padding=1))
+        self.fc = torch.nn.Linear(256 * 16, 2)
+
+    def forward(self, x):
+        maps = self.convs(x)
+        return self.fc(maps.view(len(maps), -1))
+
+
+def test_a_model_that_views_small_maps_keeps_bfloat16(matrix_units):
+    classifier = build_classifier(Viewed(), input_shape=(3, 4, 4), nb_classes=2)
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with borrow(classifier) as module:
+        assert (module.bfloat16, module.channels_last_memory) == (True, False)
+        torch.testing.assert_close(module(x), classifier.model(x), atol=0.03, rtol=0.03)
 
 
 @pytest.fixture
