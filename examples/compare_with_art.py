@@ -25,8 +25,7 @@ from art_aft.attacks.poisoning import poison
 from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.data.datasets import Dataset, digits, split_clean
 from art_aft.defences import PyTorchNeuralCleanse
-from art_aft.experiments.rows import json_values
-from art_aft.experiments.victims import Row, environment
+from art_aft.experiments.rows import Row, environment, json_values
 from art_aft.metrics import evaluate
 from art_aft.runtime.files import write_json
 from art_aft.training.batches import Batches

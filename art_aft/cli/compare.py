@@ -16,9 +16,9 @@ from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
 from art_aft.experiments.compare import LEARNING_RATES, TUNABLE, compare
 from art_aft.experiments.measurements import build_defence
-from art_aft.experiments.rows import add_row
+from art_aft.experiments.rows import Row, add_row, environment
 from art_aft.experiments.tables import comparison_table
-from art_aft.experiments.victims import Row, VictimSettings, clean_subset, environment, train_victim
+from art_aft.experiments.victims import VictimSettings, clean_subset, train_victim
 
 
 def add(commands: Any) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 from art_aft.checks import check_integer
 from art_aft.experiments.demo import DEMO_ATTACKS, demo
 from art_aft.experiments.pictures import DemoPicture
-from art_aft.experiments.rows import write_record
+from art_aft.experiments.rows import Row, write_record
 from art_aft.experiments.tables import text_table
-from art_aft.experiments.victims import Row
 
 DEMO_LEGEND = """
 ACC  clean test images that get their true label

@@ -22,8 +22,7 @@ from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
 from art_aft.experiments.measurements import build_defence, run_defence
 from art_aft.experiments.pictures import purification_picture
-from art_aft.experiments.rows import json_values
-from art_aft.experiments.victims import Row, environment
+from art_aft.experiments.rows import Row, environment, json_values
 from art_aft.runtime.files import replacing, write_json
 
 

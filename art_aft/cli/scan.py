@@ -15,7 +15,7 @@ from art_aft.detection.base import Evidence
 from art_aft.detection.picture import scan_picture
 from art_aft.detection.report import ScanReport
 from art_aft.detection.scan import EFFORTS, BackdoorScan
-from art_aft.experiments.victims import environment
+from art_aft.experiments.rows import environment
 from art_aft.runtime.files import write_json
 
 STATUS = {"clean": 0, "infected": 1, "cannot tell": 2}

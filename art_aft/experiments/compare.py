@@ -17,7 +17,7 @@ from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
 from art_aft.experiments.measurements import build_defence, run_defence, score, scores_row
-from art_aft.experiments.victims import Row
+from art_aft.experiments.rows import Row
 from art_aft.experiments.warming import warm_up
 from art_aft.metrics import evaluate
 from art_aft.runtime.devices import PeakMemory

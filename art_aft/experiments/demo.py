@@ -13,7 +13,8 @@ from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import predict_labels
 from art_aft.detection.scan import BackdoorScan
 from art_aft.experiments.measurements import build_defence, run_defence, score, scored_on
-from art_aft.experiments.victims import Row, Victim, VictimSettings, train_victim
+from art_aft.experiments.rows import Row
+from art_aft.experiments.victims import Victim, VictimSettings, train_victim
 from art_aft.metrics import target_share
 from art_aft.training.recipe import Recipe
 

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from art_aft.checks import check_integer
 from art_aft.data.datasets import Dataset, load
 from art_aft.experiments.measurements import COMPARED_WITH_BENIGN, TASKS, Cell
-from art_aft.experiments.rows import json_values
-from art_aft.experiments.victims import Row, VictimSettings, environment, train_victim
+from art_aft.experiments.rows import Row, environment, json_values
+from art_aft.experiments.victims import VictimSettings, train_victim
 from art_aft.runtime.files import write_json
 
 

@@ -21,8 +21,8 @@ from art_aft.data.image_files import contents
 from art_aft.data.pixels import to_float
 from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
-from art_aft.experiments.rows import json_values
-from art_aft.experiments.victims import Row, Victim, VictimSettings, clean_subset, poisoned_data, train_victim
+from art_aft.experiments.rows import Row, json_values
+from art_aft.experiments.victims import Victim, VictimSettings, clean_subset, poisoned_data, train_victim
 from art_aft.experiments.warming import warm_up
 from art_aft.metrics import Scores, defence_effectiveness, evaluate
 from art_aft.registry import Registry

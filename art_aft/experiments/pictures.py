@@ -12,8 +12,9 @@ from art_aft.attacks import stamp
 from art_aft.classifiers.classifier import predict_labels
 from art_aft.defences.neural_cleanse import Detection
 from art_aft.experiments.demo import DEMO_EPS, adversarial_examples
+from art_aft.experiments.rows import Row
 from art_aft.experiments.tables import defence_title
-from art_aft.experiments.victims import Row, Victim
+from art_aft.experiments.victims import Victim
 from art_aft.metrics import label_matrix
 
 if TYPE_CHECKING:

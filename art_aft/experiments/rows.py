@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,20 @@ import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
 
-from art_aft.experiments.victims import Row, environment
 from art_aft.runtime.files import locked, write_json
+
+Row = dict[str, Any]
+
+
+def environment() -> Row:
+    """Return what a result depends on besides its settings: versions, machine, device."""
+    packages = ("art-aft", "adversarial-robustness-toolbox", "numpy", "scikit-learn", "torch", "torchattacks")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def json_values(value: Any) -> Any:

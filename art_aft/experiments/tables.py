@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from art_aft.experiments.paper import published
-from art_aft.experiments.victims import Row
+from art_aft.experiments.rows import Row
 
 DEFENCE_TITLES = {
     "none": "before",

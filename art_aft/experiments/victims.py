@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.estimators.classification import PyTorchClassifier
 
@@ -28,24 +25,12 @@ from art_aft.data.datasets import Dataset, load, split_clean
 from art_aft.data.image_files import contents
 from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
+from art_aft.experiments.rows import Row, environment
 from art_aft.metrics import Scores, evaluate
 from art_aft.runtime.callbacks import Callback
 from art_aft.training.batches import Batches, Transform
 from art_aft.training.loop import fit
 from art_aft.training.recipe import Recipe
-
-Row = dict[str, Any]
-
-
-def environment() -> Row:
-    """Return what a result depends on besides its settings: versions, machine, device."""
-    packages = ("art-aft", "adversarial-robustness-toolbox", "numpy", "scikit-learn", "torch", "torchattacks")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-    }
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from art_aft.cli.options import command_line
 from art_aft.data.datasets import Dataset, digits, split_clean
 from art_aft.defences import AutomaticFineTuning, FineTuning
 from art_aft.defences.base import Defence
-from art_aft.experiments.rows import json_values, write_record
-from art_aft.experiments.victims import Row
+from art_aft.experiments.rows import Row, json_values, write_record
 from art_aft.metrics import evaluate
 from art_aft.training.batches import Batches
 from art_aft.training.loop import fit

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from art_aft.cli.options import command_line
-from art_aft.experiments.rows import write_record
-from art_aft.experiments.victims import Row
+from art_aft.experiments.rows import Row, write_record
 from art_aft.models import build_model
 from art_aft.runtime.devices import has_bfloat16_units
 from art_aft.runtime.folding import fold_batch_norm

@@ -16,8 +16,7 @@ from art_aft.attacks.poisoning import poison
 from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.cli.options import command_line
 from art_aft.data.datasets import digits, split_clean
-from art_aft.experiments.rows import write_record
-from art_aft.experiments.victims import Row
+from art_aft.experiments.rows import Row, write_record
 from art_aft.training.batches import Batches
 from art_aft.training.loop import fit
 from art_aft.training.recipe import Recipe

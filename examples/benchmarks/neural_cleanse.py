@@ -15,8 +15,8 @@ import numpy as np
 
 from art_aft.defences import NeuralCleanse
 from art_aft.defences.found_triggers import Detection
-from art_aft.experiments.rows import json_values
-from art_aft.experiments.victims import Row, Victim, VictimSettings, environment, train_victim
+from art_aft.experiments.rows import Row, environment, json_values
+from art_aft.experiments.victims import Victim, VictimSettings, train_victim
 from art_aft.runtime.files import write_json
 from art_aft.training.recipes import RECIPES
 

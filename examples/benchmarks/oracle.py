@@ -14,8 +14,8 @@ from art_aft.experiments.grid import run_grid
 from art_aft.experiments.measurements import Cell
 from art_aft.experiments.paper.artefacts import STATIC
 from art_aft.experiments.paper.scales import SCALES, Scale, scale
-from art_aft.experiments.rows import write_record
-from art_aft.experiments.victims import Row, VictimSettings
+from art_aft.experiments.rows import Row, write_record
+from art_aft.experiments.victims import VictimSettings
 
 DEFENCE = "universal_aft"
 RADII = (0.5, 1.0, 2.0)

@@ -15,8 +15,7 @@ from art_aft.experiments.grid import run_grid
 from art_aft.experiments.measurements import Cell
 from art_aft.experiments.paper.artefacts import STATIC
 from art_aft.experiments.paper.scales import SCALES, Scale, scale
-from art_aft.experiments.rows import write_record
-from art_aft.experiments.victims import Row
+from art_aft.experiments.rows import Row, write_record
 
 
 def cells(at: Scale, attacks: Sequence[str], rates: Sequence[float]) -> list[Cell]:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from art_aft import BackdoorScan, evaluate
 from art_aft.detection.base import DETECTORS
 from art_aft.detection.scan import EFFORTS
-from art_aft.experiments.victims import Row, VictimSettings, environment, train_victim
+from art_aft.experiments.rows import Row, environment
+from art_aft.experiments.victims import VictimSettings, train_victim
 from art_aft.runtime.files import write_json
 from art_aft.training.recipe import Recipe
 from art_aft.training.recipes import RECIPES

@@ -44,8 +44,7 @@ from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import clone, predict_labels
 from art_aft.cli.options import command_line, preset_settings
 from art_aft.defences import DEFENCES, AdversarialFineTuning
-from art_aft.experiments.rows import write_record
-from art_aft.experiments.victims import Row
+from art_aft.experiments.rows import Row, write_record
 from art_aft.metrics import evaluate
 from art_aft.runtime.devices import PeakMemory
 from art_aft.training.recipe import Recipe

@@ -16,7 +16,8 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.classifiers.classifier import build_classifier, clone, images_for
 from art_aft.data.datasets import load
-from art_aft.experiments.victims import Row, Victim, VictimSettings, train_victim
+from art_aft.experiments.rows import Row
+from art_aft.experiments.victims import Victim, VictimSettings, train_victim
 from art_aft.runtime.devices import has_bfloat16_units, images_at_a_time
 from art_aft.training.batches import Batches
 from art_aft.training.loop import fit

@@ -14,8 +14,9 @@ from art_aft.attacks.labels import wanted_labels
 from art_aft.data.pixels import to_float
 from art_aft.experiments.measurements import Cell
 from art_aft.experiments.paper.theory import linear_backdoor
+from art_aft.experiments.rows import Row
 from art_aft.experiments.tables import defence_title
-from art_aft.experiments.victims import Row, VictimSettings, train_victim
+from art_aft.experiments.victims import VictimSettings, train_victim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,9 +14,8 @@ from art_aft.experiments.measurements import Cell
 from art_aft.experiments.paper import figures
 from art_aft.experiments.paper.artefacts import ARTEFACTS, Artefact
 from art_aft.experiments.paper.scales import Scale
-from art_aft.experiments.rows import json_values
+from art_aft.experiments.rows import Row, environment, json_values
 from art_aft.experiments.tables import defence_title, mean_and_deviation
-from art_aft.experiments.victims import Row, environment
 from art_aft.runtime.files import write_json
 
 SCALE_NAMES = {
