@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+
+from art_aft.check_types import check_callable as check_callable
+from art_aft.check_types import check_instance as check_instance
+from art_aft.check_types import check_mapping as check_mapping
+from art_aft.check_types import check_path as check_path
+from art_aft.check_types import check_sequence as check_sequence
+from art_aft.check_types import check_text as check_text
+from art_aft.check_types import naming as naming
+from art_aft.check_types import within as within
 
 # Sums and products of shares, such as 0.29 * 100, miss a whole number of images by less than this.
 _ROUNDING = 1e-9
@@ -45,6 +54,13 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
+def check_seed(name: str, value: Any) -> int:
+    """Return `value` as an int that every random generator takes as its seed."""
+    if check_integer(name, value, 0) >= 2**64:
+        raise ValueError(f"{name}: got {value}, expected an integer from 0 to 2**64 - 1")
+    return int(value)
+
+
 def check_number(
     name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf, above: bool = False
 ) -> float:
@@ -78,11 +94,56 @@ def check_choice(name: str, value: Any, options: Sequence[Any]) -> Any:
     return value
 
 
+def check_names(name: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Check that all names that are given are known ones."""
+    for each in given:
+        if each not in known:
+            raise ValueError(f"{name}: got {each!r}, expected some of: {', '.join(known)}")
+
+
+def check_norm(name: str, value: Any, options: Sequence[Any]) -> Any:
+    """Return `value` if it equals one of the norms, as whatever kind of number."""
+    if isinstance(value, bool) or not isinstance(value, (str, Real)) or value not in options:
+        raise ValueError(f"{name}: got {value!r:.80}, expected one of {', '.join(map(repr, options))}")
+    return value
+
+
 def check_flag(name: str, value: Any) -> bool:
     """Return `value` if it is a bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected True or False")
     return bool(value)
+
+
+def check_array(name: str, value: Any) -> np.ndarray:
+    """Return numbers, such as nested lists of them, as a new array of finite float64."""
+    try:
+        numbers = np.array(value)
+    except ValueError:  # lists of different lengths
+        numbers = np.array(None)
+    if numbers.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: got {value!r:.80} ({type(value).__name__}), expected an array of numbers")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: got NaN or infinite values, expected finite ones")
+    return numbers.astype(np.float64)
+
+
+def check_shape(name: str, value: Any) -> tuple[int, ...]:
+    """Return the sides of an array, at least one, each at least 1."""
+    sides = tuple(check_integer(name, side, 1) for side in check_sequence(name, value))
+    if not sides:
+        raise ValueError(f"{name}: got no numbers, expected the sides of an image")
+    return sides
+
+
+def check_class_indices(name: str, values: Any, nb_classes: int, minimum: int = 0) -> list[int]:
+    """Return some labels of a classifier, at least one, as ints from `minimum` to `nb_classes` - 1."""
+    chosen = [check_integer(name, label, minimum) for label in check_sequence(name, values)]
+    if not chosen:
+        raise ValueError(f"{name}: got none, expected at least one")
+    if max(chosen) >= nb_classes:
+        raise ValueError(f"{name}: got {max(chosen)}, expected labels below {nb_classes}")
+    return chosen
 
 
 def check_clip_values(name: str, clip_values: Any) -> tuple[float, float]:

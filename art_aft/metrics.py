@@ -13,7 +13,16 @@ from torch.utils.data import DataLoader
 
 from art_aft.attacks.base import stamp
 from art_aft.attacks.labels import LabelMap, wanted_labels
-from art_aft.checks import check_clip_values, check_flag, check_images, check_integer, check_labels, check_layout
+from art_aft.checks import (
+    check_array,
+    check_clip_values,
+    check_flag,
+    check_images,
+    check_instance,
+    check_integer,
+    check_labels,
+    check_layout,
+)
 from art_aft.data.images import Images
 from art_aft.data.loaders import batches_of, is_loader
 from art_aft.data.pixels import to_float
@@ -53,6 +62,8 @@ def defence_effectiveness(before: Scores, after: Scores) -> float:
     :param after: The purified classifier's scores.
     :return: A share in [0, 1]: 1 for a backdoor removed at no cost, 0.5 for an unchanged classifier.
     """
+    for name, scores in (("before", before), ("after", after)):
+        check_instance(name, scores, Scores, "Scores")
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
 
 
@@ -129,7 +140,9 @@ def _counts(
         return len(x), int(right.sum()), 0, 0, 0
     truth, wanted = truth[chosen], wanted[chosen]
     one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[wanted]
-    triggered = _predict(classifier, stamp(attack, x[chosen], one_hot), clip_values, batch_size)
+    triggered = _predict(
+        classifier, stamp(attack, x[chosen], one_hot, clip_values=clip_values), clip_values, batch_size
+    )
     return len(x), int(right.sum()), len(truth), int((triggered == wanted).sum()), int((triggered == truth).sum())
 
 
@@ -195,6 +208,9 @@ def anomaly_indices(norms: np.ndarray) -> np.ndarray:
     :return: Indices of shape (K,), at least 0. Where more than half of the numbers are the same, the deviation is 0;
         then these have index 0, and all others infinity.
     """
+    norms = np.atleast_1d(check_array("norms", norms))
+    if norms.ndim != 1 or not norms.size:
+        raise ValueError(f"norms: got shape {norms.shape}, expected (K,) with K of at least 1")
     distances = np.abs(norms - np.median(norms))
     # The digits of Neural Cleanse; scipy's scale="normal" has more.
     deviation = 1.4826 * median_abs_deviation(norms)

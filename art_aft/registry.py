@@ -76,7 +76,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._own
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             raise ValueError(f"unknown {self.kind} {name!r}, expected one of: {', '.join(sorted(self._entries))}")
         return self._entries[name]
 

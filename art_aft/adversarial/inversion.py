@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
 from art_aft.adversarial.inversion_recipe import CostController, InversionRecipe
-from art_aft.checks import check_integer
+from art_aft.checks import check_class_indices, check_flag, check_instance
 from art_aft.classifiers.classifier import images_for
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.data.images import Images
@@ -94,14 +94,13 @@ def invert_triggers(
     :return: A trigger for each label, in the order of `labels`.
     :raises ValueError: If the images do not fit the classifier, or a label is out of range.
     """
-    recipe = recipe or InversionRecipe()
+    recipe = InversionRecipe() if recipe is None else recipe
+    check_instance("recipe", recipe, InversionRecipe, "an InversionRecipe")
     checked = images_for(classifier, x, labelled=False)
-    chosen = list(range(classifier.nb_classes)) if labels is None else list(labels)
-    if not chosen:
-        raise ValueError("labels: got none, expected at least one")
-    for label in chosen:
-        if check_integer("labels", label, 0) >= classifier.nb_classes:
-            raise ValueError(f"labels: got {label}, expected labels below {classifier.nb_classes}")
+    chosen = check_class_indices(
+        "labels", range(classifier.nb_classes) if labels is None else labels, classifier.nb_classes
+    )
+    check_flag("verbose", verbose)
     low, high = checked.clip_values
     together = recipe.classes_at_once or max(1, _MEMORY // (recipe.batch_size * int(np.prod(classifier.input_shape))))
     images = (to_float(torch.from_numpy(checked.pixels), (low, high)) - low) / (high - low)

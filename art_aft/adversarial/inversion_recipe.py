@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from art_aft.checks import check_choice, check_integer, check_number
+from art_aft.checks import check_choice, check_integer, check_number, check_seed
 from art_aft.runtime.devices import PRECISIONS
 
 
@@ -62,7 +62,7 @@ class InversionRecipe:
         if self.classes_at_once is not None:
             check_integer("classes_at_once", self.classes_at_once, 1)
         check_choice("precision", self.precision, PRECISIONS)
-        check_integer("seed", self.seed, 0)
+        check_seed("seed", self.seed)
 
 
 @dataclass

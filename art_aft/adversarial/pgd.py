@@ -12,7 +12,15 @@ from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
 from art_aft.adversarial.norms import default_eps
-from art_aft.checks import check_choice, check_clip_values, check_flag, check_integer, check_number
+from art_aft.checks import (
+    check_choice,
+    check_clip_values,
+    check_flag,
+    check_integer,
+    check_norm,
+    check_number,
+    check_seed,
+)
 from art_aft.classifiers.classifier import check_classifier, images_for
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.data.images import Images
@@ -21,6 +29,8 @@ from art_aft.data.pixels import to_float
 from art_aft.runtime.devices import PRECISIONS, images_at_a_time
 from art_aft.runtime.processes import check_same, exchange, world
 from art_aft.runtime.random_state import isolated_rng
+
+_NORMS = (np.inf, "inf", 2)
 
 
 class TorchAttacksPGD(EvasionAttack):
@@ -88,7 +98,7 @@ class TorchAttacksPGD(EvasionAttack):
     ) -> None:
         low, high = check_classifier("estimator", estimator)
         super().__init__(estimator=estimator)
-        self.norm = norm
+        self.norm = check_norm("norm", norm, _NORMS)
         if eps is None:
             eps = default_eps(2 if norm == 2 else np.inf, estimator.input_shape, (low, high))
         self.eps = eps
@@ -109,8 +119,7 @@ class TorchAttacksPGD(EvasionAttack):
 
     def _check_params(self) -> None:
         super()._check_params()
-        if not (isinstance(self.norm, (int, float, str)) and self.norm in (np.inf, "inf", 2)):
-            raise ValueError(f"norm: got {self.norm!r}, expected np.inf, 'inf' or 2")
+        check_norm("norm", self.norm, _NORMS)
         check_number("eps", self.eps, minimum=0.0, above=True)
         check_number("eps_step", self.eps_step, minimum=0.0, above=True)
         check_integer("max_iter", self.max_iter, 1)
@@ -120,8 +129,22 @@ class TorchAttacksPGD(EvasionAttack):
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, 1)
         check_choice("precision", self.precision, PRECISIONS)
-        check_integer("seed", self.seed, 0)
+        check_seed("seed", self.seed)
         check_flag("verbose", self.verbose)
+
+    def set_params(self, **kwargs: Any) -> None:
+        """
+        Change settings, checked; on an error all stay as they were.
+
+        :raises ValueError: If a setting is unknown or out of its range.
+        :raises TypeError: If a setting is of another type.
+        """
+        before = vars(self).copy()
+        try:
+            super().set_params(**kwargs)
+        except (TypeError, ValueError):
+            self.__dict__.update(before)
+            raise
 
     def generate(self, x: np.ndarray | Images, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """
@@ -134,9 +157,14 @@ class TorchAttacksPGD(EvasionAttack):
             checked `Images`.
         :param y: The labels to lead away from, as indices or one-hot. None takes the labels of checked `Images` that
             have some, else the classifier's predictions.
+        :param kwargs: Further arguments of ART's attacks, such as `mask`. Only None is supported.
         :return: float32 images of the same shape, at most `eps` away, in `clip_values` (with `clip`).
-        :raises ValueError: If the data do not fit the classifier, or differ between processes.
+        :raises ValueError: If the data do not fit the classifier, or differ between processes; if a further argument is
+            not None.
         """
+        for name, value in kwargs.items():
+            if value is not None:
+                raise ValueError(f"{name}: got {type(value).__name__}, expected None: this attack has no such argument")
         classifier = self.estimator
         clip_values = low, high = check_classifier("estimator", classifier)
         images = images_for(classifier, x, y, labelled=False)

@@ -11,7 +11,15 @@ from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
 from art_aft.adversarial.norms import default_eps
-from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.checks import (
+    check_choice,
+    check_class_indices,
+    check_flag,
+    check_integer,
+    check_norm,
+    check_number,
+    check_seed,
+)
 from art_aft.classifiers.classifier import images_for, predict_labels
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.data.images import Images
@@ -75,8 +83,7 @@ def universal_perturbations(
     """
     images = images_for(classifier, x, y)
     low, high = images.clip_values
-    if norm not in (np.inf, 2, 0):
-        raise ValueError(f"norm: got {norm!r}, expected np.inf, 2 or 0")
+    check_norm("norm", norm, (np.inf, 2, 0))
     eps = default_eps(norm, classifier.input_shape, (low, high)) if eps is None else eps
     check_number("eps", eps, minimum=0.0 if norm else 1.0, above=bool(norm))
     usual = eps / 5 if norm else 0.3 * (high - low)
@@ -85,13 +92,12 @@ def universal_perturbations(
     check_integer("batch_size", batch_size, 1)
     check_integer("num_random_init", num_random_init, 0)
     check_choice("precision", precision, PRECISIONS)
-    check_integer("seed", seed, 0)
+    check_seed("seed", seed)
     least = int(check_flag("relative", relative))
-    chosen = list(range(least, classifier.nb_classes)) if labels is None else list(labels)
-    for label in chosen:
-        if check_integer("labels", label, least) >= classifier.nb_classes:
-            raise ValueError(f"labels: got {label}, expected labels below {classifier.nb_classes}")
-    modulo = classifier.nb_classes if relative else None
+    nb_classes = classifier.nb_classes
+    chosen = check_class_indices("labels", range(least, nb_classes) if labels is None else labels, nb_classes, least)
+    check_flag("verbose", verbose)
+    modulo = nb_classes if relative else None
     together = max(1, _MEMORY // (batch_size * int(np.prod(classifier.input_shape))))
     found = []
     with (

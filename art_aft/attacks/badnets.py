@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from art_aft.attacks.base import Trigger, register
-from art_aft.checks import check_integer
+from art_aft.checks import check_array, check_integer
 
 # Row by row from the top, 1 = white, 0 = black. It is no full checkerboard: the top-left cell is black.
 GRID = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]])
@@ -35,8 +35,8 @@ class BadNets(Trigger):
     def __init__(self, pattern: Any = None, mask: Any = None, *, margin: int = 0, **layout: Any) -> None:
         super().__init__(**layout)
         self.margin = check_integer("margin", margin, 0)
-        self.pattern = None if pattern is None else np.array(pattern, dtype=np.float64)
-        self.mask = None if mask is None else np.array(mask)
+        self.pattern = None if pattern is None else check_array("pattern", pattern)
+        self.mask = None if mask is None else check_array("mask", mask)
         self._check_pattern()
 
     def _check_pattern(self) -> None:

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 
 from art_aft.attacks.labels import LabelMap
-from art_aft.checks import check_clip_values, check_flag, check_layout, check_pixels, in_range
+from art_aft.checks import (
+    check_clip_values,
+    check_flag,
+    check_integer,
+    check_labels,
+    check_layout,
+    check_pixels,
+    in_range,
+)
 from art_aft.data.pixels import to_8bit, to_float
 from art_aft.registry import Registry
 from art_aft.runtime.callbacks import Callback
@@ -152,15 +160,20 @@ class Trigger(abc.ABC):
         :return: Whether images in range may have left it. None has the result checked.
         """
 
+    @classmethod
+    def settings(cls) -> list[str]:
+        """Return the names of the arguments of `__init__`."""
+        signature = inspect.signature(cls.__init__)
+        named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        return list(dict.fromkeys([*named, "channels_first", "clip_values"]))
+
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
         Return everything that defines the trigger, for storage.
 
         :return: Settings as JSON values, and arrays or tensors by name.
         """
-        signature = inspect.signature(type(self).__init__)
-        named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "self"]
-        values = {name: getattr(self, name) for name in (*named, "channels_first", "clip_values") if name != "device"}
+        values = {name: getattr(self, name) for name in self.settings() if name != "device"}
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         return {name: value for name, value in values.items() if name not in arrays}, arrays
 
@@ -211,7 +224,14 @@ def cover_of(attack: Any) -> Cover | None:
     return getattr(trigger, "cover", None)
 
 
-def stamp(attack: Any, x: np.ndarray, y: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
+def stamp(
+    attack: Any,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    *,
+    batch_size: int = 1024,
+    clip_values: tuple[float, float] | None = None,
+) -> np.ndarray:
     """
     Return triggered images from an ART poisoning attack or from a trigger.
 
@@ -221,26 +241,39 @@ def stamp(attack: Any, x: np.ndarray, y: np.ndarray, *, batch_size: int = 1024) 
 
     :param attack: ART's `PoisoningAttackBackdoor`, or a callable on batches.
     :param x: Images, of any number. 8-bit images are converted to floats, stamped and rounded.
-    :param y: The labels that the images will be given, which ART's attacks ask for.
+    :param y: The labels that the images will be given, which ART's attacks ask for; None with a bare trigger.
     :param batch_size: Number of 8-bit images converted at a time.
+    :param clip_values: The pixel range (low, high) of the images. None is that of the attack's trigger; a callable that
+        has none works on [0, 1], or on any range if `x` leaves that one.
     :return: The triggered images, of the same shape and type as `x`.
     :raises TypeError: If `attack` is neither, or returns another type of pixels.
-    :raises ValueError: If `attack` changes the shape.
+    :raises ValueError: If `attack` changes the shape, or returns pixels that are NaN, infinite or out of range.
     """
     poison: Callable | None = getattr(attack, "poison", None)
     if poison is None and not callable(attack):
         raise TypeError(f"attack: got {type(attack).__name__}, expected PoisoningAttackBackdoor or a callable")
+    check_layout("x", x, allow_empty=True, allow_8bit=True)
+    if y is not None or poison is not None:
+        check_labels("y", y, nb_samples=len(x))
+    check_integer("batch_size", batch_size, 1)
+    if clip_values is not None:
+        check_clip_values("clip_values", clip_values)
     if len(x) == 0:
         return x.copy()
+    own = clip_values_of(attack)
     if x.dtype == np.uint8:
-        clip_values = clip_values_of(attack)
+        # In the attack's range, whatever the images' range is: 8-bit images stand for any.
         parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
         return np.concatenate(
-            [to_8bit(stamp(attack, to_float(x[part], clip_values), y[part]), clip_values) for part in parts]
+            [to_8bit(stamp(attack, to_float(x[part], own), None if y is None else y[part]), own) for part in parts]
         )
+    if clip_values is None and (hasattr(trigger_of(attack), "clip_values") or in_range(x, *own)):
+        clip_values = own
     triggered = attack(x) if poison is None else poison(x, y=y)[0]
     if np.shape(triggered) != x.shape:
         raise ValueError(f"attack: returned shape {np.shape(triggered)}, expected that of its input, {x.shape}")
     if not np.can_cast(np.asarray(triggered).dtype, x.dtype, casting="same_kind"):
         raise TypeError(f"attack: returned {np.asarray(triggered).dtype} for {x.dtype} images, expected the same type")
-    return np.asarray(triggered, dtype=x.dtype)
+    triggered = np.asarray(triggered, dtype=x.dtype)
+    check_pixels("attack(x)", triggered, clip_values)
+    return triggered

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from art_aft.attacks.base import Trigger, register
-from art_aft.checks import check_integer, check_number
+from art_aft.checks import check_array, check_integer, check_number, check_seed
 
 
 @lru_cache(maxsize=8)
@@ -80,9 +80,9 @@ class Blend(Trigger):
     ) -> None:
         super().__init__(**layout)
         self.ratio = check_number("ratio", ratio, minimum=0.0, maximum=1.0, above=True)
-        self.seed = check_integer("seed", seed, 0)
+        self.seed = check_seed("seed", seed)
         self.grid_size = None if grid_size is None else check_integer("grid_size", grid_size, 1)
-        self.pattern = None if pattern is None else np.array(pattern, dtype=np.float64)
+        self.pattern = None if pattern is None else check_array("pattern", pattern)
         low, high = self.clip_values
         if self.pattern is not None:
             if self.pattern.ndim != 3:

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from art_aft.attacks.base import TrainVictim, Trigger, register
 from art_aft.attacks.generators import build_generator
 from art_aft.attacks.labels import LabelMap
-from art_aft.checks import check_choice, check_images, check_integer, check_number
+from art_aft.checks import check_choice, check_images, check_instance, check_integer, check_number, check_seed
 from art_aft.data.pixels import to_float
 from art_aft.runtime.callbacks import Callback
-from art_aft.runtime.devices import PRECISIONS, has_bfloat16_units
+from art_aft.runtime.devices import PRECISIONS, check_device, has_bfloat16_units
 from art_aft.runtime.modes import evaluation_mode
 from art_aft.runtime.random_state import isolated_rng
 
@@ -92,8 +92,8 @@ class InputAware(Trigger):
         self.mask_density = check_number("mask_density", mask_density, minimum=0.0, maximum=1.0)
         self.lambda_norm = check_number("lambda_norm", lambda_norm, minimum=0.0)
         self.lambda_div = check_number("lambda_div", lambda_div, minimum=0.0)
-        self.seed = check_integer("seed", seed, 0)
-        self.device = torch.device(device)
+        self.seed = check_seed("seed", seed)
+        self.device = check_device("device", device)
         with isolated_rng(self.seed):
             self.pattern_generator = build_generator(in_channels, in_channels, base_width, levels)
             self.mask_generator = build_generator(in_channels, 1, base_width, levels)
@@ -147,6 +147,7 @@ class InputAware(Trigger):
         :raises ValueError: If there is no other image.
         """
         check_images("x", x, clip_values=self.clip_values)
+        check_instance("rng", rng, np.random.Generator, "numpy's Generator")
         if len(x) < 2:
             raise ValueError(f"x: got {len(x)} image, expected at least two: covers have the trigger of another image")
         order = rng.permutation(len(x))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from art_aft.checks import check_integer, check_labels
+from art_aft.checks import check_callable, check_integer, check_labels
 
 #: Returns the attacker's label for each true class index.
 LabelMap = Callable[[np.ndarray], np.ndarray]
@@ -31,7 +31,7 @@ class AllToOne:
 
     def __call__(self, y: np.ndarray) -> np.ndarray:
         """Return the attacker's label for each true class index in `y`."""
-        return np.full_like(y, self.target)
+        return np.full_like(check_labels("y", y), self.target)
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class AllToAll:
 
     def __call__(self, y: np.ndarray) -> np.ndarray:
         """Return the attacker's label for each true class index in `y`."""
-        if np.size(y) and np.max(y) >= self.nb_classes:
-            raise ValueError(f"labels: got {self} for label {np.max(y)}, expected more classes")
-        return (y + 1) % self.nb_classes
+        truth = check_labels("y", y)
+        if truth.size and truth.max() >= self.nb_classes:
+            raise ValueError(f"labels: got {self} for label {truth.max()} in y, expected more classes")
+        return (truth + 1) % self.nb_classes
 
 
 def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = None) -> np.ndarray:
@@ -71,6 +72,6 @@ def wanted_labels(labels: LabelMap, truth: np.ndarray, nb_classes: int | None = 
     :raises TypeError: If `labels` is not callable.
     :raises ValueError: If it returns labels out of range, or another number of them.
     """
-    if not callable(labels):
-        raise TypeError(f"labels: got {type(labels).__name__}, expected AllToOne, AllToAll or another callable")
-    return check_labels("labels(y)", labels(truth), nb_classes=nb_classes, nb_samples=len(truth))
+    return check_labels(
+        "labels(y)", check_callable("labels", labels)(truth), nb_classes=nb_classes, nb_samples=len(truth)
+    )

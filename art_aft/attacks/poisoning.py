@@ -10,7 +10,17 @@ import torch
 
 from art_aft.attacks.base import Cover, clip_values_of, cover_of, stamp
 from art_aft.attacks.labels import LabelMap, wanted_labels
-from art_aft.checks import check_choice, check_flag, check_integer, check_labels, check_number, whole
+from art_aft.checks import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_images,
+    check_instance,
+    check_labels,
+    check_number,
+    check_seed,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class BatchPoisoning:
     """
 
     def __init__(self, attack: Any, labels: LabelMap, *, rate: float, cover_ratio: float = 0.0) -> None:
-        self.attack, self.labels = attack, labels
+        self.attack, self.labels = attack, check_callable("labels", labels)
         self.rate = check_number("rate", rate, minimum=0.0, maximum=1.0)
         self.cover_ratio = check_number("cover_ratio", cover_ratio, minimum=0.0)
         if self.rate * (1 + self.cover_ratio) > 1:
@@ -63,6 +73,8 @@ class BatchPoisoning:
         :param x: Floating-point images in the attack's `clip_values`.
         :param y: Their labels, as indices.
         """
+        for name, value in (("x", x), ("y", y)):
+            check_instance(name, value, torch.Tensor, "a tensor")
         poisoned = int(self.rate * len(x))
         covers = int(self.cover_ratio * poisoned)
         images, truth = x.cpu().numpy(), y.cpu().numpy()
@@ -71,7 +83,8 @@ class BatchPoisoning:
         if covers and self.cover is not None:
             # From torch's generator, whose state is in the checkpoints of a training run.
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
-            covered = self.cover(images[poisoned : poisoned + covers], rng)
+            part = slice(poisoned, poisoned + covers)
+            covered = stamp(_Cover(self.attack, self.cover, rng), images[part], truth[part])
             parts.append(torch.from_numpy(covered).to(x.device))
         labels = torch.cat([torch.from_numpy(wanted).to(y.device), y[poisoned:]])
         return torch.cat([*parts, x[poisoned + covers :]]), labels
@@ -127,12 +140,11 @@ def poison(
     :raises ValueError: If an argument is out of range, or there are too few images to draw from.
     :raises TypeError: If `attack` or another argument has the wrong type.
     """
-    if not isinstance(x, np.ndarray) or x.ndim != 4 or len(x) == 0:
-        raise ValueError(f"x: got shape {np.shape(x)}, expected at least one image, (N, C, H, W) or (N, H, W, C)")
+    check_images("x", x, clip_values=None, allow_8bit=True)
     truth = check_labels("y", y, nb_samples=len(x))
     rate = check_number("rate", rate, minimum=0.0, maximum=1.0)
     cover_rate = check_number("cover_rate", cover_rate, minimum=0.0, maximum=1.0)
-    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    rng = np.random.default_rng(check_seed("seed", seed))
     _check_choice_of_images(clean_label, ratio_of, exclude_target)
 
     wanted = wanted_labels(labels, truth, np.shape(y)[1] if _is_one_hot(y) else None)

@@ -10,7 +10,18 @@ import numpy as np
 import torch
 
 from art_aft.attacks.base import Trigger, register
-from art_aft.checks import check_flag, check_images, check_integer, check_number, check_pixels, in_range
+from art_aft.checks import (
+    check_array,
+    check_flag,
+    check_images,
+    check_instance,
+    check_integer,
+    check_number,
+    check_pixels,
+    check_seed,
+    in_range,
+)
+from art_aft.runtime.devices import check_device
 
 
 @lru_cache(maxsize=8)
@@ -100,17 +111,15 @@ class WaNet(Trigger):
         self.strength = check_number("strength", strength, minimum=0.0)
         self.grid_rescale = check_number("grid_rescale", grid_rescale, minimum=0.0, above=True)
         self.scale_with_side = check_flag("scale_with_side", scale_with_side)
-        self.seed = check_integer("seed", seed, 0)
-        self.device = torch.device(device)
+        self.seed = check_seed("seed", seed)
+        self.device = check_device("device", device)
         if control_points is None:
             points = np.random.default_rng(self.seed).uniform(-1, 1, size=(2, self.grid_size, self.grid_size))
             points /= np.abs(points).mean()
         else:
-            points = np.array(control_points, dtype=np.float64)
+            points = check_array("control_points", control_points)
             if points.ndim != 3 or points.shape[0] != 2 or points.shape[1] != points.shape[2] or points.shape[1] < 2:
                 raise ValueError(f"control_points: got shape {points.shape}, expected (2, k, k) with k >= 2")
-            if not np.isfinite(points).all():
-                raise ValueError("control_points: got NaN or infinite values, expected finite ones")
         self.control_points = points
 
     def grid(self, height: int, width: int) -> np.ndarray:
@@ -140,6 +149,7 @@ class WaNet(Trigger):
         :return: A new array of the same shape and type.
         """
         check_images("x", x, clip_values=self.clip_values, allow_empty=True)
+        check_instance("rng", rng, np.random.Generator, "numpy's Generator")
         covers = x.copy()
         images = covers if self.channels_first else np.moveaxis(covers, -1, 1)
         if x.size:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_clip_values, check_images, check_integer, check_labels
+from art_aft.checks import check_clip_values, check_images, check_labels
 from art_aft.classifiers.copying import clone as clone
 from art_aft.classifiers.copying import origins
 from art_aft.classifiers.pixel_module import borrow, eager, on_grey_images
+from art_aft.classifiers.preprocessing import check_construction, check_standardisation
 from art_aft.data import loaders
 from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
@@ -42,10 +43,11 @@ def build_classifier(
     :param settings: More arguments of `PyTorchClassifier`: `optimizer`, `preprocessing`, `channels_first`.
     :raises ValueError: If the model is not known.
     """
-    if isinstance(model, str):
+    check_construction(input_shape, nb_classes, clip_values, device_type, seed, settings.get("channels_first", True))
+    if not isinstance(model, torch.nn.Module):
         if not settings.get("channels_first", True):
             raise ValueError("channels_first: got False with a model by name, expected True: those take (N, C, H, W)")
-        with isolated_rng(check_integer("seed", seed, 0)):
+        with isolated_rng(seed):
             model = build_model(model, nb_classes=nb_classes, in_channels=input_shape[0])
     classifier = PyTorchClassifier(
         model,
@@ -56,6 +58,7 @@ def build_classifier(
         device_type=device_type,
         **settings,
     )
+    check_standardisation("preprocessing", classifier)
     classifier.model.eval()
     return classifier
 
@@ -78,6 +81,7 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
         raise ValueError(f"{name}.loss: got {type(classifier.loss).__name__}, expected CrossEntropyLoss or NLLLoss")
     if not classifier.all_framework_preprocessing:
         raise ValueError(f"{name}.preprocessing_defences: got some outside PyTorch, expected PreprocessorPyTorch only")
+    check_standardisation(f"{name}.preprocessing", classifier)
     if getattr(classifier, "processor", None) is not None:  # of ART's HuggingFaceClassifierPyTorch
         raise ValueError(f"{name}.processor: got one, expected None: put what it does into the model or preprocessing")
     if next(classifier.model.parameters(), None) is None:

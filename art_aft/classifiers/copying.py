@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.checks import check_instance
 from art_aft.classifiers.pixel_module import eager, on_grey_images
 from art_aft.runtime.random_state import isolated_rng
 
@@ -27,7 +28,7 @@ def clone(classifier: PyTorchClassifier) -> PyTorchClassifier:
     :param classifier: The classifier; it stays as it is.
     :raises ValueError: If its model cannot be copied, or the copy would still run on weights of the original.
     """
-    model = eager(classifier.model)
+    model = eager(check_instance("classifier", classifier, PyTorchClassifier, "ART's PyTorchClassifier").model)
     memo: dict[int, Any] = {}
     state = {k: v for k, v in vars(classifier).items() if k not in ("_model", "_model_wrapper", "_device")}
     for tensor in _kept_activations(model):

@@ -5,34 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from art_aft.attacks import TRIGGERS, InputAware
 from art_aft.attacks.generators import build_generator
 from art_aft.checks import check_integer
+from art_aft.classifiers.preprocessing import check_preprocessing
 from art_aft.models import build_model
 from art_aft.runtime.random_state import isolated_rng
 
 #: The greatest numbers that are built: of a model's name, of classes, of an image's side, of a trigger's settings.
 MOST = {"model": 1_000, "nb_classes": 100_000, "input_shape": 65_536, "trigger": 1_024, "levels": 12}
-
-
-def check_preprocessing(mean: Any, std: Any, channels: int) -> None:
-    """
-    Check a mean and a deviation by channel.
-
-    :param mean: The mean: one number, or one a channel.
-    :param std: The deviation, likewise, above 0.
-    :param channels: The number of channels.
-    :raises ValueError: If they have another number of entries, or are not finite, or a deviation is not above 0.
-    """
-    for name, value in (("mean", mean), ("std", std)):
-        values = np.asarray(value, dtype=float).reshape(-1)
-        if len(values) not in (1, channels):
-            raise ValueError(f"{name}: got {len(values)} numbers, expected one for each of {channels} channels")
-        if not np.isfinite(values).all() or (name == "std" and (values <= 0).any()):
-            raise ValueError(f"{name}: got {values.tolist()}, expected finite numbers{' > 0' * (name == 'std')}")
 
 
 def check_description(description: Mapping[str, Any]) -> None:

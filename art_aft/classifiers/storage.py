@@ -19,14 +19,24 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from safetensors import torch as safetensors
 
 from art_aft.attacks import TRIGGERS, Trigger
-from art_aft.checks import check_clip_values
+from art_aft.checks import (
+    check_callable,
+    check_choice,
+    check_clip_values,
+    check_flag,
+    check_instance,
+    check_mapping,
+    check_path,
+    check_shape,
+    check_text,
+)
 from art_aft.classifiers.classifier import build_classifier, check_classifier
-from art_aft.classifiers.descriptions import check_description, check_preprocessing, check_tensors, check_trigger
+from art_aft.classifiers.descriptions import check_description, check_tensors, check_trigger
+from art_aft.classifiers.preprocessing import check_preprocessing
+from art_aft.classifiers.stored_files import FORMAT, read_stored
+from art_aft.classifiers.stored_files import both_files as both_files
 from art_aft.classifiers.weights import fitting_state
 from art_aft.runtime.files import replacing_all
-
-#: Format 2 has a digest of the tensors' file. Files of format 1 are read without one.
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -65,12 +75,17 @@ def save(
     :raises ValueError: If the classifier has preprocessing other than a mean and a deviation, or another model, or the
         trigger's class is not registered.
     """
-    description, tensors = _describe(classifier, model, facts or {})
+    description, tensors = _describe(classifier, model, {} if facts is None else dict(check_mapping("facts", facts)))
     if trigger is not None:
         description["trigger"], arrays = _describe_trigger(trigger)
         tensors |= {f"trigger.{key}": torch.as_tensor(value) for key, value in arrays.items()}
     data = safetensors.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-    text = json.dumps({**description, "sha256": hashlib.sha256(data).hexdigest()}, indent=2) + "\n"
+    try:
+        text = json.dumps({**description, "sha256": hashlib.sha256(data).hexdigest()}, indent=2) + "\n"
+    except TypeError as error:
+        raise TypeError(
+            f"facts: got values that JSON does not know, expected numbers, text and such ({error})"
+        ) from None
     weights, described = both_files(path)
     replacing_all(
         {
@@ -81,21 +96,6 @@ def save(
     )
 
 
-def both_files(path: str | Path) -> tuple[Path, Path]:
-    """
-    Return the paths of a stored classifier's tensors and of its description.
-
-    >>> [str(file) for file in both_files("wanet-0.1.json")]
-    ['wanet-0.1.safetensors', 'wanet-0.1.json']
-
-    :param path: The path that it is stored at, with or without an ending.
-    """
-    path = Path(path)
-    if path.suffix in (".json", ".safetensors"):
-        path = path.with_suffix("")
-    return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-
-
 def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     """
     Return a stored classifier.
@@ -104,7 +104,8 @@ def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     :param device_type: "gpu" (the CPU where there is no GPU) or "cpu".
     :raises ValueError: If the files are missing, broken, of another format or not of each other.
     """
-    description, tensors = _read(*both_files(path))
+    check_choice("device_type", device_type, ("gpu", "cpu"))
+    description, tensors = read_stored(*both_files(path))
     state = {key[6:]: value for key, value in tensors.items() if key.startswith("model.")}
     arrays = {key[8:]: value for key, value in tensors.items() if key.startswith("trigger.")}
     trigger = None
@@ -121,32 +122,6 @@ def load(path: str | Path, *, device_type: str = "gpu") -> Stored:
     classifier.model.load_state_dict(state)
     classifier.model.eval()
     return Stored(classifier, description["model"], trigger, description["facts"])
-
-
-def _read(weights: Path, described: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return the description and the tensors of a stored classifier, which must belong to each other."""
-    path = described.with_suffix("")
-    if weights.exists() and not described.exists():
-        raise ValueError(
-            f"path: got {path}, expected a stored classifier ({weights.name} lies there without {described.name}: "
-            "either it was not stored whole, or it has weights alone, which need the name of a model)"
-        )
-    try:
-        description = json.loads(described.read_text(encoding="utf-8"))
-        data = weights.read_bytes()
-        known = description.get("sha256") if isinstance(description, dict) else None
-        if known is not None and hashlib.sha256(data).hexdigest() != known:
-            raise ValueError(f"{weights.name} is not the file that {described.name} describes: damaged, or replaced")
-        tensors = safetensors.load(data)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise ValueError(f"path: got {path}, expected a stored classifier ({error})") from None
-    if not isinstance(description, dict) or description.get("format") not in (1, FORMAT):
-        raise ValueError(f"path: got another format in {described}, expected format {FORMAT}")
-    if description["format"] == FORMAT and known is None:
-        raise ValueError(f"path: got no digest in {described}, expected that of {weights.name}")
-    return description, tensors
 
 
 def open_classifier(
@@ -177,19 +152,27 @@ def open_classifier(
     :param tell: Called with a line that says which tensors of the file were taken. Only with `model`.
     :raises ValueError: If a file is missing or does not fit, or an argument is missing.
     """
+    check_path("path", path)
     if model is None:
+        needless = {"input_shape": input_shape, "nb_classes": nb_classes, "mean": mean, "std": std, "tell": tell}
+        for name, value in needless.items():
+            if value is not None:
+                raise ValueError(f"{name}: got {value!r:.80} without model, expected it for a state dict only")
         return load(path, device_type=device_type).classifier
     if input_shape is None or nb_classes is None:
-        raise ValueError("input_shape, nb_classes: got none for one of them, expected both with a model by name")
+        missing = "input_shape" if input_shape is None else "nb_classes"
+        raise ValueError(f"{missing}: got None, expected it with a model by name")
     if (mean is None) != (std is None):
-        raise ValueError("mean, std: got one of them, expected both or none")
+        raise ValueError(f"{'std' if std is None else 'mean'}: got None, expected mean and std, or none of both")
     settings: dict[str, Any] = {}
     if mean is not None and std is not None:
-        check_preprocessing(mean, std, input_shape[0])
+        check_preprocessing(mean, std, check_shape("input_shape", input_shape)[0])
         settings = {"preprocessing": (np.array(mean), np.array(std))}
+    if tell is not None:
+        check_callable("tell", tell)
     classifier = build_classifier(
-        _make(model) if ":" in model else model,
-        input_shape=tuple(input_shape),
+        _make(model) if ":" in check_text("model", model) else model,
+        input_shape=check_shape("input_shape", input_shape),
         nb_classes=nb_classes,
         device_type=device_type,
         **settings,
@@ -227,9 +210,11 @@ def load_state_dict(classifier: PyTorchClassifier, path: str | Path, *, head: bo
     :return: Which tensors of the file were taken, as text.
     :raises ValueError: If the file contains anything that would have to be unpickled, or no tensors that fit.
     """
+    check_flag("head", head)
+    check_instance("classifier", classifier, PyTorchClassifier, "ART's PyTorchClassifier")
     linear = [name for name, part in classifier.model.named_modules() if isinstance(part, torch.nn.Linear)][-1:]
     own_head = linear[0] if linear and not head else None
-    state, taken = fitting_state(classifier.model, Path(path), match=match, head=own_head)
+    state, taken = fitting_state(classifier.model, check_path("path", path), match=match, head=own_head)
     try:
         classifier.model.load_state_dict(state)
     except RuntimeError as error:
@@ -280,7 +265,7 @@ def _describe(
 
 def _describe_trigger(trigger: Trigger) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the description of a trigger, and its arrays by name."""
-    settings, arrays = trigger.state()
+    settings, arrays = check_instance("trigger", trigger, Trigger, "a Trigger").state()  # type: ignore[type-abstract]
     attack = next((name for name, kind in TRIGGERS.items() if kind is type(trigger)), None)
     if attack is None:
         raise ValueError(f"trigger: got {type(trigger).__name__}, expected one of a registered class")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from art_aft.checks import check_choice
 from art_aft.runtime.text import shown
 
 Tensors = dict[str, torch.Tensor]
@@ -37,8 +38,7 @@ def fitting_state(model: torch.nn.Module, path: Path, *, match: str = "names", h
     :return: The tensors by the model's names, and a text that says which tensors of the file they are.
     :raises ValueError: If the file has no tensors that fit.
     """
-    if match not in MATCHES:
-        raise ValueError(f"match: got {match!r}, expected one of {', '.join(map(repr, MATCHES))}")
+    check_choice("match", match, MATCHES)
     if match == "shapes" and path.suffix == ".safetensors":
         raise ValueError("match: got 'shapes' with a .safetensors file, expected 'names': it keeps no order of tensors")
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from art_aft.checks import check_integer
+from art_aft.checks import check_seed
 from art_aft.experiments.demo import DEMO_ATTACKS, demo
 from art_aft.experiments.pictures import DemoPicture
 from art_aft.experiments.rows import Row, write_record
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft demo`: print a table, and write demo.json and demo.png to the output folder."""
     start = time.perf_counter()
-    check_integer("--seed", options.seed, 0)
+    check_seed("--seed", options.seed)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     try:
         picture = DemoPicture()

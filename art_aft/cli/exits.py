@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import traceback
 
@@ -24,13 +25,16 @@ FORESEEN = (ImportError, OSError, TypeError, ValueError)
 EXTRAS = {"PIL": "images", "matplotlib": "plots"}
 
 
-def ended_by(error: BaseException, *, show: bool, loading: bool = False) -> int:
+def ended_by(
+    error: BaseException, *, show: bool, loading: bool = False, options: argparse.Namespace | None = None
+) -> int:
     """
     Print an error, and return the exit code for it.
 
     :param error: The error.
     :param show: Whether to show where it came from.
     :param loading: Whether it came while the program was loaded, where no error is foreseen.
+    :param options: The options of the command, by whose names the message tells of them.
     """
     if isinstance(error, KeyboardInterrupt):
         print("art-aft: interrupted", file=sys.stderr)
@@ -38,13 +42,21 @@ def ended_by(error: BaseException, *, show: bool, loading: bool = False) -> int:
     if show:
         traceback.print_exception(error)
     if isinstance(error, FORESEEN) and not loading:
-        print(f"art-aft: error: {printable(str(error))}{_extra(error)}", file=sys.stderr)
+        print(f"art-aft: error: {printable(_by_option(str(error), options))}{_extra(error)}", file=sys.stderr)
         return WRONG
     what = " ".join(printable(str(error)).split())[:500]
     kind = "art-aft cannot be loaded: " * loading + type(error).__name__
     hint = "" if show else " (--traceback shows where)"
     print(f"art-aft: unforeseen error: {kind}{': ' * bool(what)}{what}{hint}", file=sys.stderr)
     return UNFORESEEN
+
+
+def _by_option(message: str, options: argparse.Namespace | None) -> str:
+    """Return a message about an argument as one about the option that it comes from, in one line."""
+    name, colon, rest = " ".join(message.split()).partition(": ")
+    others = {"path": "MODEL" if hasattr(options, "path") else "--data", "name_or_path": "--data", "settings": "--set"}
+    known = {name: f"--{name.replace('_', '-')}" for name in vars(options)} | others if options else {}
+    return f"{known.get(name, name)}{colon}{rest}"
 
 
 def _extra(error: BaseException) -> str:

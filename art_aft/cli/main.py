@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # SystemExit: a factory must not choose the exit code
-        return ended_by(error, show=options.traceback)
+        return ended_by(error, show=options.traceback, options=options)
 
 
 def _parser() -> argparse.ArgumentParser:

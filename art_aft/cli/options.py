@@ -148,11 +148,14 @@ def read_settings(words: Sequence[str], option: str = "--set") -> dict[str, Any]
     """
     settings = {}
     for word in words:
-        name, _, value = word.partition("=")
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{option}: got {word!r}, expected NAME=VALUE, such as batch_size=64")
         try:
             settings[name] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            raise ValueError(f"{option}: got {word!r}, expected NAME=VALUE, such as batch_size=64") from None
+            expected = f"a value as Python writes it, text in quotes: {shlex.quote(f'{name}={value!r}')}"
+            raise ValueError(f"{option}: got {word!r}, expected {expected}") from None
     return settings
 
 

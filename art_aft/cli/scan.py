@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         metavar="REPORT",
         help="reports (OUTPUT.json) of models that are known to be clean, for the false-alarm rate",
     )
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from art_aft.checks import check_path
+
 # Bytes of one array, by what the archive declares.
 _MOST_MEMORY = 2**36
 
@@ -22,7 +24,7 @@ def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     :raises ValueError: If the file is no such archive, is broken, lacks an array, or holds one of objects or of more
         than 64 GiB.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if not path.is_file():
         raise ValueError(f"path: got {path}, expected a .npz file")
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from art_aft.checks import check_flag, check_integer, check_labels, check_number
+from art_aft.checks import check_flag, check_labels, check_number, check_path, check_seed
 from art_aft.data.class_names import class_order
 from art_aft.data.image_files import part_of, read_images
 from art_aft.runtime.text import shown
@@ -57,7 +57,7 @@ def digits(*, seed: int = 0) -> Dataset:
     """
     raw = load_digits()
     images = np.repeat(np.repeat(raw.images, 2, axis=1), 2, axis=2)[:, np.newaxis] / 16
-    order = np.random.default_rng(check_integer("seed", seed, 0)).permutation(len(images))
+    order = np.random.default_rng(check_seed("seed", seed)).permutation(len(images))
     x, y = images.astype(np.float32)[order], raw.target.astype(np.int64)[order]
     return Dataset("digits", x[:1200], y[:1200], x[1200:], y[1200:], nb_classes=10, horizontal_flip=False)
 
@@ -74,8 +74,10 @@ def split_clean(y: np.ndarray, share: float, *, seed: int, stratify: bool = Fals
     :raises ValueError: If `share` is out of range or leaves one part empty.
     """
     labels = check_labels("y", y)
+    if not labels.size:
+        raise ValueError("y: got no labels, expected those of a training set")
     share = check_number("share", share, minimum=0.0, maximum=1.0, above=True)
-    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    rng = np.random.default_rng(check_seed("seed", seed))
     is_clean = np.zeros(len(labels), dtype=bool)
     groups = [np.flatnonzero(labels == c) for c in np.unique(labels)] if check_flag("stratify", stratify) else None
     for group in groups or [np.arange(len(labels))]:
@@ -98,7 +100,7 @@ def may_be_flipped(path: str | Path) -> bool:
 
     :param path: The data set's name or folder. Only the folder's own name counts, whole and in any case.
     """
-    return Path(path).name.lower() not in NEVER_FLIPPED
+    return check_path("path", path).name.lower() not in NEVER_FLIPPED
 
 
 def image_folders(path: str | Path, *, horizontal_flip: bool | None = None, verbose: bool = False) -> Dataset:
@@ -116,7 +118,10 @@ def image_folders(path: str | Path, *, horizontal_flip: bool | None = None, verb
         class of its own.
     :raises ImportError: If Pillow is missing, which reads the files.
     """
-    path = Path(path)
+    path = check_path("path", path)
+    check_flag("verbose", verbose)
+    if horizontal_flip is not None:
+        check_flag("horizontal_flip", horizontal_flip)
     x_train, names_train = _read_part(path, "train", verbose)
     x_test, names_test = _read_part(path, "test", verbose)
     classes = class_order(names_train)
@@ -155,7 +160,7 @@ def labelled_images(
     :raises ValueError: If there is no image, a file cannot be read, or images differ in size.
     :raises ImportError: If Pillow is missing, which reads the files.
     """
-    images, names = read_images(Path(path), size=size, verbose=verbose)
+    images, names = read_images(check_path("path", path), size=size, verbose=check_flag("verbose", verbose))
     classes = class_order(names)
     index = {name: number for number, name in enumerate(classes)}
     return images, np.array([index[name] for name in names], dtype=np.int64), classes
@@ -188,10 +193,13 @@ def load(name_or_path: str | Path, *, seed: int = 0, verbose: bool = False) -> D
     :param verbose: Whether to show progress bars.
     :raises ValueError: If it is neither a known name nor a folder.
     """
+    check_path("name_or_path", name_or_path)
+    check_seed("seed", seed)
+    check_flag("verbose", verbose)
     if name_or_path == "digits":
         return digits(seed=seed)
     if Path(name_or_path).is_dir():
         return image_folders(name_or_path, verbose=verbose)
     if name_or_path == "cifar10":
         return cifar10()
-    raise ValueError(f"unknown data set {str(name_or_path)!r}, expected 'digits', 'cifar10' or a folder of images")
+    raise ValueError(f"name_or_path: got {str(name_or_path)!r}, expected 'digits', 'cifar10' or a folder of images")

@@ -10,14 +10,14 @@ from typing import Any
 
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import at_most, check_choice, check_integer, check_number
+from art_aft.checks import at_most, check_choice, check_integer, check_number, check_sequence
 from art_aft.classifiers.classifier import clone, predict_labels
 from art_aft.classifiers.layers import NothingToPrune
 from art_aft.data.images import Images
 from art_aft.defences.base import Defence, Run, register
 from art_aft.defences.fine_pruning import FinePruning, FinePruningReport
 from art_aft.defences.report import PurificationReport, Trial
-from art_aft.defences.universal_aft import UniversalAdversarialFineTuning
+from art_aft.defences.universal_aft import check_run
 from art_aft.defences.universal_runs import UniversalRuns
 from art_aft.detection.last_layer import suspected_label
 from art_aft.runtime.processes import number_of_first
@@ -136,10 +136,10 @@ class AutomaticFineTuning(Defence):
         check_choice("otherwise", self.otherwise, ("return", "raise"))
         check_number("held_out", self.held_out, minimum=0.0, maximum=0.9, above=True)
         check_integer("min_steps", self.min_steps, 0)
-        if not isinstance(self.candidates, Sequence) or not self.candidates:
+        if not check_sequence("candidates", self.candidates):
             raise ValueError(f"candidates: got {self.candidates!r}, expected settings of at least one")
         for settings in self.candidates:
-            UniversalAdversarialFineTuning(self.classifier, **settings)
+            check_run("candidates", self.classifier, settings)
 
     def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> AutomaticReport:
         images, held_out = images.hold_out(self.held_out, self.seed)

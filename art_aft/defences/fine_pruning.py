@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import at_most, check_number, whole
+from art_aft.checks import at_most, check_number, check_text, whole
 from art_aft.classifiers.layers import Head
 from art_aft.data.images import Images
 from art_aft.defences.base import NAD_RELEASE, Defence, Run, register
@@ -119,6 +119,8 @@ class FinePruning(Defence):
 
     def _check_params(self) -> None:
         super()._check_params()
+        if self.layer is not None:
+            check_text("layer", self.layer)
         check_number("max_drop", self.max_drop, minimum=0.0, maximum=1.0)
         check_number("max_pruned", self.max_pruned, minimum=0.0, maximum=1.0)
         if check_number("held_out", self.held_out, minimum=0.0, maximum=1.0, above=True) == 1:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_clip_values, check_integer, check_number
+from art_aft.checks import check_clip_values, check_integer, check_number, check_sequence, check_text
 from art_aft.classifiers.classifier import clone
 from art_aft.classifiers.pixel_module import borrow, eager
 from art_aft.data.images import Images
@@ -108,12 +108,12 @@ class NeuralAttentionDistillation(Defence):
         super()._check_params()
         check_integer("teacher_epochs", self.teacher_epochs, 0)
         check_number("power", self.power, minimum=0.0, above=True)
-        for beta in self.betas:
+        for beta in check_sequence("betas", self.betas):
             check_number("betas", beta, minimum=0.0)
         if self.layers is not None:
             known = dict(eager(self.classifier.model).named_modules())
-            for name in self.layers:
-                if name not in known:
+            for name in check_sequence("layers", self.layers):
+                if check_text("layers", name) not in known:
                     raise ValueError(f"layers: got {name!r}, expected names of the model's layers: {', '.join(known)}")
             if len(self.layers) != len(self.betas):
                 raise ValueError(f"betas: got {len(self.betas)} for {len(self.layers)} layers, expected as many")

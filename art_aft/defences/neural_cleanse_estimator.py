@@ -12,7 +12,14 @@ from art.estimators.poison_mitigation.neural_cleanse.neural_cleanse import Neura
 
 from art_aft.adversarial.inversion import invert_triggers
 from art_aft.adversarial.inversion_recipe import InversionRecipe
-from art_aft.checks import check_choice, check_integer, check_labels, check_number
+from art_aft.checks import (
+    check_choice,
+    check_flag,
+    check_instance,
+    check_labels,
+    check_number,
+    check_seed,
+)
 from art_aft.classifiers.classifier import check_classifier, clone, images_for, predict_labels
 from art_aft.classifiers.layers import Head
 from art_aft.data.images import Images
@@ -105,7 +112,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
             early_stop=early_stop,
             early_stop_threshold=early_stop_threshold,
             early_stop_patience=early_stop_patience,
-            cost_multiplier=cost_multiplier,
+            cost_multiplier=check_number("cost_multiplier", cost_multiplier),  # ART computes with it at once
             batch_size=batch_size,
             **settings,
         )
@@ -115,9 +122,10 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
         self.largest_suspect = check_number("largest_suspect", largest_suspect, minimum=0.0, maximum=1.0, above=True)
         self.stamped_share = check_number("stamped_share", stamped_share, minimum=0.0, maximum=1.0, above=True)
         self.filter_quantile = check_number("filter_quantile", filter_quantile, minimum=0.0, maximum=1.0)
-        self.precision, self.verbose = precision, verbose
-        self.seed = check_integer("seed", seed, 0)
-        self.recipe = recipe or Recipe(seed=seed, precision=precision)
+        self.precision, self.seed = precision, check_seed("seed", seed)
+        self.verbose = check_flag("verbose", verbose)
+        self.recipe = Recipe(seed=seed, precision=precision) if recipe is None else recipe
+        check_instance("recipe", self.recipe, Recipe, "a Recipe")
         self.detection: Detection | None = None
         self._inversion()
 
@@ -148,6 +156,7 @@ class PyTorchNeuralCleanse(NeuralCleanseMixin, PyTorchClassifier):
             raise
 
     def _inversion(self) -> InversionRecipe:
+        check_flag("early_stop", self.early_stop)
         check_number("attack_success_threshold", self.attack_success_threshold, minimum=0.0, maximum=1.0, above=True)
         return InversionRecipe(
             steps=self.steps,

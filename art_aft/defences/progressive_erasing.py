@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.checks import check_integer, check_number
+from art_aft.checks import check_integer, check_number, check_sequence
 from art_aft.classifiers.classifier import clone, margins
 from art_aft.data.images import Images
 from art_aft.defences.base import Defence, Run, register
 from art_aft.defences.report import PurificationReport
-from art_aft.defences.universal_aft import UniversalAdversarialFineTuning
+from art_aft.defences.universal_aft import check_run
 from art_aft.defences.universal_runs import UniversalRuns
 from art_aft.runtime.processes import from_first
 from art_aft.runtime.random_state import rng_for
@@ -111,13 +111,13 @@ class ProgressiveErasing(Defence):
         check_integer("n_folds", self.n_folds, 1)
         check_integer("fold_steps", self.fold_steps, 1)
         check_integer("min_steps", self.min_steps, 0)
-        if not isinstance(self.shares, Sequence) or not self.shares:
+        if not check_sequence("shares", self.shares):
             raise ValueError(f"shares: got {self.shares!r}, expected at least one share")
         for share in self.shares:
             check_number("shares", share, minimum=0.0, maximum=1.0, above=True)
         if self.max_images is not None:
             check_integer("max_images", self.max_images, 1)
-        UniversalAdversarialFineTuning(self.classifier, **(self.settings or {}))
+        check_run("settings", self.classifier, {} if self.settings is None else self.settings)
 
     def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> ErasingReport:
         infected, runs = clone(classifier), UniversalRuns(self)

@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.universal import targeted_success, universal_perturbations
-from art_aft.checks import check_choice, check_integer, check_number
+from art_aft.checks import check_choice, check_instance, check_integer, check_mapping, check_number, within
 from art_aft.classifiers.classifier import clone
 from art_aft.data.images import Images
 from art_aft.defences.aft_no_clean_data import seen_in
@@ -46,6 +46,17 @@ class UniversalPerturbations:
     dense: np.ndarray
     eps: float
     sparse: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_number("eps", self.eps, minimum=0.0, above=True)
+        dense, sparse = self.dense, self.dense if self.sparse is None else self.sparse
+        for name, value in (("dense", dense), ("sparse", sparse)):
+            check_instance(name, value, np.ndarray, "a numpy array")
+            if value.dtype.kind != "f" or value.shape != dense.shape or value.ndim != 4:
+                got, shape = f"{value.dtype} of shape {value.shape}", "(nb_classes, *input_shape)"
+                raise ValueError(f"{name}: got {got}, expected floats of shape {shape}, the same for both")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name}: got NaN or infinite values, expected finite ones")
 
     @property
     def all(self) -> np.ndarray:
@@ -271,3 +282,15 @@ class UniversalAdversarialFineTuning(Defence):
             )
             watched: dict[str, Any] = {"callbacks": callbacks, "verbose": self.verbose}
             fit(classifier, batches, recipe, loss=loss, description="Stage 2", **watched)
+
+
+def check_run(name: str, classifier: PyTorchClassifier, settings: Any) -> None:
+    """
+    Check the settings of a run that another defence is made of.
+
+    :param name: The argument's name.
+    :param classifier: The classifier.
+    :param settings: What should be settings of `UniversalAdversarialFineTuning`.
+    """
+    with within(name):
+        UniversalAdversarialFineTuning(classifier, **check_mapping(name, settings))

@@ -98,6 +98,8 @@ class Detector(abc.ABC):
     #: Detectors of lower cost run first; those of equal cost share their work. From `EXPENSIVE` on they run only where
     #: the others report nothing.
     cost: ClassVar[int]
+    #: The class of its entry in `Suspect.settings`.
+    settings: ClassVar[type] = object
     #: The statistic from which the detector reports a backdoor.
     threshold: ClassVar[float]
 

@@ -41,6 +41,7 @@ class ReversedTrigger(Detector):
     """
 
     cost = EXPENSIVE + 1
+    settings = InversionRecipe
     threshold = 0.5
 
     def detect(self, suspect: Suspect) -> Evidence:

@@ -12,7 +12,16 @@ from art.data_generators import PyTorchDataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader
 
-from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.checks import (
+    check_choice,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_seed,
+    check_sequence,
+)
 from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.detection.base import DETECTORS, EXPENSIVE, Evidence, Suspect
@@ -77,13 +86,16 @@ class BackdoorScan:
         check_classifier("classifier", classifier)
         self.classifier = classifier
         self.effort = check_choice("effort", effort, EFFORTS)
-        self.reference = tuple(check_number("reference", score, minimum=0.0) for score in reference)
+        self.reference = tuple(
+            check_number("reference", score, minimum=0.0) for score in check_sequence("reference", reference)
+        )
         self.max_images = check_integer("max_images", max_images, 1)
-        self.settings = {
-            check_choice("settings", name, tuple(DETECTORS)): value for name, value in (settings or {}).items()
-        }
+        self.settings = {} if settings is None else dict(check_mapping("settings", settings))
+        for name, value in self.settings.items():
+            kind = DETECTORS[check_choice("settings", name, tuple(DETECTORS))].settings
+            check_instance("settings", value, kind, f"{kind.__name__} for {name}")
         self.precision = check_choice("precision", precision, PRECISIONS)
-        self.seed = check_integer("seed", seed, 0)
+        self.seed = check_seed("seed", seed)
         self.verbose = check_flag("verbose", verbose)
 
     def __call__(

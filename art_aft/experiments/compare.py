@@ -11,7 +11,16 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.attacks.labels import LabelMap
-from art_aft.checks import at_most, check_integer, check_number
+from art_aft.checks import (
+    at_most,
+    check_callable,
+    check_choice,
+    check_flag,
+    check_number,
+    check_seed,
+    check_sequence,
+    naming,
+)
 from art_aft.classifiers.classifier import images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
@@ -77,12 +86,17 @@ def compare(
         chose; all settings.
     :raises ValueError: If a name is unknown, a number is out of its range or the data do not fit.
     """
-    images = images_for(classifier, x_clean, y_clean)
-    check_integer("seed", seed, 0)
+    with naming(x="x_clean", y="y_clean"):
+        images = images_for(classifier, x_clean, y_clean)
+    check_seed("seed", seed)
+    check_flag("verbose", verbose)
+    if watch is not None:
+        check_callable("watch", watch)
     _check_search(learning_rates, max_drop, held_out)
     factories = _factories(defences)
     test = (x_test, y_test, attack, labels)
-    before = evaluate(classifier, *test)
+    with naming(x="x_test", y="y_test"):
+        before = evaluate(classifier, *test)
     rows: list[Row] = []
 
     def add(row: Row) -> None:
@@ -107,16 +121,18 @@ def _check_search(learning_rates: Sequence[float], max_drop: float, held_out: fl
     check_number("max_drop", max_drop, minimum=0.0, maximum=1.0)
     if check_number("held_out", held_out, minimum=0.0, maximum=1.0, above=True) == 1:
         raise ValueError("held_out: got 1, expected a share below 1")
-    for rate in learning_rates:
+    for rate in check_sequence("learning_rates", learning_rates):
         check_number("learning_rates", rate, minimum=0.0, above=True)
 
 
 def _factories(defences: Sequence[str] | Mapping[str, Factory]) -> Mapping[str, Factory]:
     """Return what makes each defence, after a check of all names."""
     if isinstance(defences, Mapping):
+        for title, factory in defences.items():
+            check_callable(f"defences: {title}", factory)
         return defences
-    for name in defences:
-        DEFENCES[name]
+    for name in check_sequence("defences", defences):
+        check_choice("defences", name, sorted(DEFENCES))
     return {name: partial(build_defence, name) for name in defences}
 
 

@@ -16,6 +16,7 @@ from sklearn.metrics import confusion_matrix
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.attacks import stamp
 from art_aft.attacks.labels import wanted_labels
+from art_aft.checks import check_names
 from art_aft.classifiers.classifier import clone, features, predict_labels
 from art_aft.data.image_files import contents
 from art_aft.data.pixels import to_float
@@ -41,10 +42,11 @@ def build_defence(
     :param settings: Settings of the defence; None is its defaults. A mapping for `attack` holds settings of
         `TorchAttacksPGD`, such as {"eps": 0.05}.
     :param more: Settings that replace those.
-    :raises ValueError: If the name is unknown or a setting is out of its range.
-    :raises TypeError: If a setting is unknown or of another type.
+    :raises ValueError: If the name or a setting is unknown, or a setting is out of its range.
+    :raises TypeError: If a setting is of another type.
     """
     kind, used = DEFENCES[name], {**(settings or {}), **more}
+    check_names("settings", used, kind.params)
     if isinstance(used.get("attack"), Mapping):
         own = {
             "precision": used.get("precision", "auto"),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,91 +15,18 @@ from art.estimators.classification import PyTorchClassifier
 from art_aft.attacks import TRIGGERS, Trigger
 from art_aft.attacks.labels import AllToAll, AllToOne
 from art_aft.attacks.poisoning import BatchPoisoning, PoisonedData, poison
-from art_aft.checks import check_choice, check_integer
+from art_aft.checks import check_integer, check_names, within
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.data.datasets import Dataset, load, split_clean
-from art_aft.data.image_files import contents
 from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
 from art_aft.experiments.rows import Row, environment
+from art_aft.experiments.victim_settings import VictimSettings as VictimSettings
 from art_aft.metrics import Scores, evaluate
 from art_aft.runtime.callbacks import Callback
 from art_aft.training.batches import Batches, Transform
 from art_aft.training.loop import fit
-from art_aft.training.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class VictimSettings:
-    """
-    Everything that determines a victim.
-
-    >>> VictimSettings("badnets", data="/data/cifar10").key == VictimSettings("badnets", data="/elsewhere/cifar10").key
-    True
-
-    :param attack: The name of the attack, of those in `TRIGGERS`.
-    :param data: The name or path of the data set.
-    :param model: The name of the model.
-    :param labels: "all-to-one" or "all-to-all".
-    :param target: The target label, with "all-to-one".
-    :param rate: The poisoning ratio, in [0, 1]. 0 makes a benign model.
-    :param clean_share: The defender's share of the training set, in (0, 1). The victim is trained on the rest.
-    :param seen: Whether the victim is trained on the defender's images as well, as where a user cleans a model with
-        images of its own training set.
-    :param recipe: How the victim is trained.
-    :param per_batch: Whether every batch is poisoned afresh. Otherwise the set is poisoned once.
-    :param cover_ratio: Number of cover images for each poisoned one, for attacks that have them.
-    :param clean_label: Whether only images of the target class are poisoned, and keep their label.
-    :param trigger: Settings of the trigger that are not its defaults, such as {"ratio": 0.1}; JSON values.
-    :param normalise: Whether the classifier normalises pixels by mean and deviation of the training images, by channel.
-    :param seed: The seed of the split, the poisoning, the weights and the training.
-    :raises ValueError: If `labels` is neither of the two.
-    """
-
-    attack: str
-    data: str = "digits"
-    model: str = "wrn-10-1"
-    labels: str = "all-to-one"
-    target: int = 0
-    rate: float = 0.1
-    clean_share: float = 0.1
-    recipe: Recipe = field(default_factory=Recipe)
-    per_batch: bool = False
-    cover_ratio: float = 0.0
-    clean_label: bool = False
-    trigger: Mapping[str, Any] = field(default_factory=dict)
-    normalise: bool = False
-    seen: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("labels", self.labels, ("all-to-one", "all-to-all"))
-
-    def split(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the defender's images in the training set, and of those that the victim learns from."""
-        clean, rest = split_clean(dataset.y_train, self.clean_share, seed=self.seed)
-        return clean, np.arange(len(dataset.y_train)) if self.seen else rest
-
-    def label_map(self, nb_classes: int) -> AllToOne | AllToAll:
-        """Return the attacker's label for each true one, among `nb_classes` classes."""
-        return AllToAll(nb_classes) if self.labels == "all-to-all" else AllToOne(self.target)
-
-    @property
-    def benign(self) -> VictimSettings:
-        """The same settings without a backdoor."""
-        none: Row = {"rate": 0.0, "per_batch": False, "cover_ratio": 0.0, "clean_label": False, "trigger": {}}
-        return replace(self, attack="badnets", **none)
-
-    @property
-    def key(self) -> str:
-        """A readable name for files, different for different settings and data, wherever the data lie."""
-        name = Path(self.data).name
-        facts = {**asdict(self), "data": name if self.data == "digits" else name + contents(self.data)}
-        if not self.seen:
-            del facts["seen"]  # the names of victims that were stored before it could be chosen
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{name}-{self.model}-{self.attack}-{self.labels}-{self.rate:g}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -234,9 +158,10 @@ def _trained(
     settings: VictimSettings, dataset: Dataset, rest: np.ndarray, place: Path | None, verbose: bool
 ) -> storage.Stored:
     """Train a victim, and store it if there is a place for it."""
-    trigger = TRIGGERS[settings.attack].for_images(
-        dataset.input_shape, dataset.clip_values, settings.seed, **settings.trigger
-    )
+    with within("trigger"):
+        kind = TRIGGERS[settings.attack]
+        check_names("trigger", settings.trigger, kind.settings())
+        trigger = kind.for_images(dataset.input_shape, dataset.clip_values, settings.seed, **settings.trigger)
     checkpoint = place.with_name(place.name + ".checkpoint") if place else None
     resumed = checkpoint is not None and checkpoint.exists()
     start = time.perf_counter()

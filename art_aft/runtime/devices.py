@@ -10,7 +10,26 @@ from pathlib import Path
 
 import torch
 
+from art_aft.checks import check_instance
+
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def check_device(name: str, device: str | torch.device) -> torch.device:
+    """
+    Return a device by its name.
+
+    :param name: The argument's name.
+    :param device: A device, or its name, such as "cuda".
+    :raises TypeError: If it is neither.
+    :raises ValueError: If PyTorch knows no such device.
+    """
+    if isinstance(device, torch.device):
+        return device
+    try:
+        return torch.device(check_instance(name, device, str, "a device such as 'cpu' or 'cuda'"))
+    except RuntimeError:
+        raise ValueError(f"{name}: got {device!r}, expected a device such as 'cpu' or 'cuda'") from None
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from art_aft.checks import check_choice, check_flag, check_integer, check_number
+from art_aft.checks import check_choice, check_flag, check_integer, check_number, check_seed, check_sequence
 from art_aft.runtime.devices import PRECISIONS
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -63,18 +63,23 @@ class Recipe:
         if check_flag("nesterov", self.nesterov) and self.momentum == 0:
             raise ValueError("nesterov: got True with momentum 0, expected a momentum above 0 with it")
         check_choice("schedule", self.schedule, SCHEDULES)
-        if self.milestones and self.schedule != "constant":
-            raise ValueError(f"milestones: got some with schedule {self.schedule!r}, expected schedule 'constant'")
-        for epoch, rate in self.milestones:
-            check_integer("milestones", epoch, 0)
-            check_number("milestones", rate, minimum=0.0)
+        self._check_milestones()
         check_integer("padding", self.padding, 0)
         check_number("rotation", self.rotation, minimum=0.0, maximum=180.0)
         check_flag("horizontal_flip", self.horizontal_flip)
         if self.max_steps is not None:
             check_integer("max_steps", self.max_steps, 0)
         check_choice("precision", self.precision, PRECISIONS)
-        check_integer("seed", self.seed, 0)
+        check_seed("seed", self.seed)
+
+    def _check_milestones(self) -> None:
+        for pair in check_sequence("milestones", self.milestones):
+            if len(check_sequence("milestones", pair)) != 2:
+                raise ValueError(f"milestones: got {pair!r}, expected pairs (epoch, learning rate)")
+            check_integer("milestones", pair[0], 0)
+            check_number("milestones", pair[1], minimum=0.0)
+        if len(self.milestones) and self.schedule != "constant":
+            raise ValueError(f"milestones: got some with schedule {self.schedule!r}, expected schedule 'constant'")
 
     def rate_at(self, epoch: int) -> float:
         """Return the learning rate in an epoch, by the milestones."""

@@ -136,7 +136,7 @@ def test_blend_keeps_its_own_copy_of_the_pattern():
         ({"seed": None}, TypeError, "seed: got None"),
         ({"pattern": np.ones((32, 32))}, ValueError, "pattern: got shape (32, 32), expected (C, H, W)"),
         ({"pattern": np.full((3, 4, 4), 2)}, ValueError, "pattern: got values outside clip_values [0, 1]"),
-        ({"pattern": np.full((3, 4, 4), np.nan)}, ValueError, "pattern: got values outside clip_values [0, 1]"),
+        ({"pattern": np.full((3, 4, 4), np.nan)}, ValueError, "pattern: got NaN or infinite values"),
     ],
 )
 def test_blend_refuses_bad_arguments(arguments, error, message):

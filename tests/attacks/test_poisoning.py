@@ -311,7 +311,7 @@ def test_8_bit_images_are_poisoned_as_floats_and_rounded():
     ("change", "error", "message"),
     [
         ({"x": np.zeros((100, 4, 4))}, ValueError, "x: got shape (100, 4, 4)"),
-        ({"x": np.zeros((0, 1, 4, 4)), "y": []}, ValueError, "x: got shape (0, 1, 4, 4), expected at least one"),
+        ({"x": np.zeros((0, 1, 4, 4)), "y": []}, ValueError, "x: got an empty set of shape (0, 1, 4, 4)"),
         ({"y": np.arange(99)}, ValueError, "y: got 99 labels, expected one for each of the 100 images"),
         ({"y": np.full(100, -1)}, ValueError, "y: got labels in [-1, -1]"),
         ({"y": np.full(100, 0.5)}, ValueError, "y: got labels that are not whole numbers"),

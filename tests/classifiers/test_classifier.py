@@ -187,9 +187,29 @@ class TestCheckClassifier:
             ({"input_shape": (12,)}, r"^victim\.input_shape: got \(12,\), expected that of an image"),
             ({"loss": torch.nn.MSELoss()}, r"^victim\.loss: got MSELoss, expected CrossEntropyLoss"),
             ({"model": torch.nn.Flatten()}, r"^victim\.model: got a model without parameters"),
+            ({"preprocessing": (0.5, 0.0)}, r"^victim\.preprocessing: std: got \[0\.0\], expected numbers > 0"),
+            (
+                {"preprocessing": ([0.5] * 2, [1.0] * 2)},
+                r"^victim\.preprocessing: mean: got 2 numbers, expected one for",
+            ),
             ({"preprocessing_defences": SpatialSmoothing()}, r"^victim\.preprocessing_defences: got some outside"),
         ],
     )
     def test_classifiers_that_cannot_be_worked_on_are_refused(self, changes, message):
         with pytest.raises(ValueError, match=message):
             check_classifier("victim", self.built(**changes))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (0.5, 0.0, r"std: got \[0\.0\], expected numbers > 0"),
+        (0.5, [1.0, 1.0, -1.0], r"std: got \[1\.0, 1\.0, -1\.0\]"),
+        (0.5, float("nan"), r"std: got NaN or infinite values"),
+        (float("inf"), 1.0, r"mean: got NaN or infinite values"),
+        ([0.5, 0.5], 1.0, r"mean: got 2 numbers, expected one for each of 3 channels"),
+    ],
+)
+def test_a_normalisation_that_gives_no_numbers_is_refused(mean, std, message):
+    with pytest.raises(ValueError, match=rf"^preprocessing: {message}"):
+        build_classifier(TinyNet(), input_shape=SHAPE, nb_classes=NB_CLASSES, preprocessing=(mean, std))

@@ -133,7 +133,7 @@ def test_the_global_random_state_is_left_alone():
         ({"seed": None}, TypeError, r"^seed: got None"),
         ({"stratify": 1}, TypeError, r"^stratify: got 1"),
         ({"y": None}, ValueError, r"^y: got None"),
-        ({"y": np.array([])}, ValueError, r"^share: got 0.5 of 0 samples"),
+        ({"y": np.array([])}, ValueError, r"^y: got no labels"),
     ],
 )
 def test_a_bad_share_is_refused(change, error, message):

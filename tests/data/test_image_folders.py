@@ -91,7 +91,7 @@ def test_a_name_that_only_contains_another_one_is_a_name_of_its_own(tmp_path):
 
 
 def test_what_is_wrong_with_a_folder_is_reported(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown data set '.*nowhere', expected 'digits', 'cifar10' or a folder"):
+    with pytest.raises(ValueError, match=r"got '.*nowhere', expected 'digits', 'cifar10' or a folder"):
         datasets.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"without train/ or train\.zip"):
         datasets.load(tmp_path)

@@ -232,7 +232,7 @@ def test_a_backdoor_goes_with_the_default_candidates(infected):
     ("settings", "message"),
     [
         ({"candidates": ()}, r"^candidates: got \(\), expected settings of at least one"),
-        ({"candidates": ({"eps": -1.0},)}, r"^eps: got -1"),
+        ({"candidates": ({"eps": -1.0},)}, r"^candidates: eps: got -1"),
         ({"max_accuracy_drop": 2}, r"^max_accuracy_drop: got 2"),
         ({"pruning_drop": 2}, r"^pruning_drop: got 2"),
         ({"min_steps": -1}, r"^min_steps: got -1"),

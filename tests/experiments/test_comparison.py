@@ -203,7 +203,7 @@ class TestRows:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"defences": ["magic"]}, "unknown defence 'magic'"),
+            ({"defences": ["magic"]}, r"^defences: got 'magic', expected one of 'aft', "),
             ({"learning_rates": (0.1, -1)}, "learning_rates: got -1"),
             ({"held_out": 1.0}, "held_out: got 1"),
             ({"max_drop": 2}, "max_drop: got 2"),

@@ -110,7 +110,7 @@ def test_train_reports_what_is_wrong(capsys, tmp_path):
     assert main([*words, "--rate", "2"]) == 2
     assert main([*words, "--model", "mlp"]) == 2
     errors = capsys.readouterr().err
-    assert "unknown data set 'nowhere'" in errors
+    assert "got 'nowhere'" in errors
     assert "rate: got 2.0" in errors
     assert "unknown model 'mlp'" in errors
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from art_aft.checks import check_choice, check_integer, check_number
+from art_aft.checks import check_choice, check_integer, check_number, check_seed
 
 SQRT2 = math.sqrt(2)
 
@@ -185,7 +185,7 @@ def linear_backdoor(
     for name, value in (("lam", lam), ("p_norm", p_norm)):
         check_number(name, value, minimum=0.0, above=True)
     check_choice("loss", loss, ("mean", "sum"))
-    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    rng = np.random.default_rng(check_seed("seed", seed))
     basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
     y = np.repeat(np.arange(nb_classes), n_per_class)
     inside = np.eye(m)[y] + sigma * rng.normal(size=(len(y), m))
