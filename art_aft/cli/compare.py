@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from art_aft.checks import check_integer
-from art_aft.cli.options import add_victim, check_rows, preset_settings, read_settings, read_victim
+from art_aft.checks import check_integer, check_number
+from art_aft.classifiers.classifier import build_classifier
+from art_aft.cli.options import add_victim, check_places, preset_settings, read_settings, read_victim
+from art_aft.data.datasets import Dataset, load
 from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
 from art_aft.experiments.compare import LEARNING_RATES, TUNABLE, compare
@@ -50,15 +52,17 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft compare`: print a table, and add each row to a file of rows as soon as it is ready."""
     settings, flags = read_victim(options)
-    check_rows(options.rows)
+    check_places(options.store, options.rows)
     check_integer("--subsets", options.subsets, 1)
     presets = {name: preset_settings(name, options.preset) for name in options.defences}
-    victim = train_victim(settings, store=options.store, verbose=not options.quiet)
     rates = options.learning_rates
     if rates is None:
         rates = LEARNING_RATES if options.preset is None else ()
-    flip, own = victim.dataset.horizontal_flip, read_settings(options.set)
-    defences = {name: _factory(name, presets[name], flip, own) for name in options.defences}
+    dataset = load(settings.data, seed=settings.seed, verbose=not options.quiet)
+    own = read_settings(options.set)
+    defences = {name: _factory(name, presets[name], dataset.horizontal_flip, own) for name in options.defences}
+    _check_defences(defences, settings, dataset, own, rates)
+    victim = train_victim(settings, dataset=dataset, store=options.store, verbose=not options.quiet)
     shared = {**_shared(options, settings, f"{flags} {_flags(options, rates)}"), **environment()}
     rows: list[Row] = []
 
@@ -85,6 +89,20 @@ def run(options: argparse.Namespace) -> int:
         )
     print(comparison_table(rows))
     return 0
+
+
+def _check_defences(
+    defences: Mapping[str, Callable[..., Defence]], settings: VictimSettings, dataset: Dataset, own: Row, rates: Any
+) -> None:
+    """Check the settings of the defences, before there is a victim."""
+    for name in ("seed", "verbose"):
+        if name in own:
+            raise ValueError(f"--set: got {name}, which has an option of its own, expected others")
+    for rate in rates:
+        check_number("--learning-rates", rate, minimum=0.0, above=True)
+    untrained = build_classifier(settings.model, input_shape=dataset.input_shape, nb_classes=dataset.nb_classes)
+    for factory in defences.values():
+        factory(untrained, seed=settings.seed, verbose=False)
 
 
 def _factory(name: str, preset: Row, flip: bool, own: Row) -> Callable[..., Defence]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from art_aft.checks import check_seed
+from art_aft.cli.options import check_writable
 from art_aft.experiments.demo import DEMO_ATTACKS, demo
 from art_aft.experiments.pictures import DemoPicture
 from art_aft.experiments.rows import Row, write_record
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Run `art-aft demo`: print a table, and write demo.json and demo.png to the output folder."""
     start = time.perf_counter()
     check_seed("--seed", options.seed)
+    check_writable("--output-dir", options.output_dir / "demo.json")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     try:
         picture = DemoPicture()

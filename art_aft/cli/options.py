@@ -19,7 +19,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.attacks import TRIGGERS
-from art_aft.checks import check_integer
+from art_aft.checks import check_integer, naming
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import images_for
 from art_aft.classifiers.storage import Stored
@@ -74,8 +74,9 @@ def check_writable(option: str, path: Path) -> None:
         raise ValueError(f"{option}: got {path}, expected a place that can be written ({error})") from None
 
 
-def check_rows(path: Path | None) -> None:
-    """Check that rows can be added to a file, before they are measured."""
+def check_places(store: Path, path: Path | None) -> None:
+    """Check that models can be stored, and rows added to a file, before there are any."""
+    check_writable("--store", store / "model")
     if path:
         check_writable("--rows", path)
         read_rows(path)
@@ -123,7 +124,8 @@ def read_victim(options: argparse.Namespace) -> tuple[VictimSettings, str]:
     """Return the settings of the victim that the options describe, and the options as text for another command line."""
     recipe = replace(RECIPES[options.recipe], seed=options.seed)
     if options.epochs is not None:
-        recipe = replace(recipe, nb_epochs=options.epochs)
+        with naming(nb_epochs="--epochs"):
+            recipe = replace(recipe, nb_epochs=options.epochs)
     trigger = read_settings(options.trigger, "--trigger")
     settings = VictimSettings(recipe=recipe, trigger=trigger, **{name: getattr(options, name) for name in VICTIM})
     shown = {**vars(options), "data": Path(options.data).name}
@@ -250,7 +252,8 @@ def read_images(options: argparse.Namespace, classifier: PyTorchClassifier) -> I
         for option in ("classes", "resize"):
             if getattr(options, option):
                 raise ValueError(f"--{option}: got it with {path}, expected it for folders and zips of images only")
-        return images_for(classifier, *_arrays(path))
+        with naming(x="--data: x", y="--data: y"):
+            return images_for(classifier, *_arrays(path))
     height, width = [check_integer("--resize", side, 1) for side in options.resize or (1, 1)]
     with _named("--classes"):
         order = read_class_names(options.classes) if options.classes else None

@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors import torch as safetensors
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
-from art_aft.checks import at_most, check_number
+from art_aft.checks import at_most, check_number, check_seed
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import predict_labels
 from art_aft.classifiers.storage import Stored
@@ -69,6 +69,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft purify`."""
+    check_seed("--seed", options.seed)
     check_number("--held-out", options.held_out, minimum=0.0, maximum=0.9, above=True)
     allowed = check_number("--max-accuracy-drop", options.max_accuracy_drop, minimum=0.0, maximum=1.0)
     preset = preset_settings(options.defence, options.preset)

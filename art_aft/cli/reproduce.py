@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from art_aft.attacks import TRIGGERS
+from art_aft.checks import check_integer
+from art_aft.cli.options import check_writable
 from art_aft.experiments.paper.artefacts import ARTEFACTS
 from art_aft.experiments.paper.pages import page, reproduce, section
 from art_aft.experiments.paper.scales import SCALES, Scale, scale
@@ -47,6 +49,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft reproduce`: print each result, and write rows and pictures to the output folder."""
+    check_integer("--jobs", options.jobs, 1)
+    check_writable("--store", options.store / "cell")
+    check_writable("--output", options.output / "README.md")
     names = list(ARTEFACTS) if "all" in options.names else [name for name in options.names if name != "page"]
     if names:
         at = scale(options.scale, options.data)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from art_aft.checks import check_number
+from art_aft.checks import check_number, check_seed
 from art_aft.cli.options import add_model, check_writable, open_model, read_images
 from art_aft.detection.base import Evidence
 from art_aft.detection.picture import scan_picture
@@ -53,6 +53,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft scan`."""
+    check_seed("--seed", options.seed)
     if options.output:
         check_writable("--output", options.output)
         if options.output.with_name(options.output.name + ".safetensors").exists():

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from art_aft.cli.options import add_victim, check_rows, read_victim
+from art_aft.cli.options import add_victim, check_places, read_victim
 from art_aft.data.datasets import load
 from art_aft.experiments.rows import Row, add_row
 from art_aft.experiments.victims import VictimSettings, train_victim
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft train`: store victims, and print their scores or add them to a file of rows."""
-    check_rows(options.rows)
+    check_places(options.store, options.rows)
     if options.settings is None:
         settings, flags = read_victim(options)
         _train(settings, options, {"command": f"art-aft train {flags}"})

@@ -12,6 +12,9 @@ from art_aft.registry import Registry
 MODELS: Registry[Callable[..., torch.nn.Module]] = Registry("model")
 register = MODELS.register
 
+#: The greatest number in a model's name.
+MOST = 1_000
+
 
 def build_model(name: str, *, nb_classes: int, in_channels: int = 3) -> torch.nn.Module:
     """
@@ -29,5 +32,7 @@ def build_model(name: str, *, nb_classes: int, in_channels: int = 3) -> torch.nn
     try:
         inspect.signature(MODELS[family]).bind(*map(int, numbers), nb_classes=nb_classes, in_channels=in_channels)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"unknown model {name!r} ({error}), expected a name such as 'wrn-16-1'") from None
+        raise ValueError(f"model: got {name!r} ({error}), expected a name such as 'wrn-16-1'") from None
+    if any(int(number) > MOST for number in numbers):
+        raise ValueError(f"model: got {name!r}, expected numbers of at most {MOST}")
     return MODELS[family](*map(int, numbers), nb_classes=nb_classes, in_channels=in_channels)

@@ -210,9 +210,9 @@ def test_an_option_of_a_state_dict_without_the_name_of_its_model_is_refused(argu
     [
         (["0.5", "0.5"], ["1"], "mean: got 2 numbers, expected one for each of 1 channels"),
         (["0.5"], ["1", "1", "1"], "std: got 3 numbers"),
-        (["0.5"], ["0"], "std: got [0.0], expected finite numbers > 0"),
-        (["0.5"], ["nan"], "std: got [nan]"),
-        (["inf"], ["1"], "mean: got [inf]"),
+        (["0.5"], ["0"], "--std: got [0.0], expected numbers > 0"),
+        (["0.5"], ["nan"], "--std: got NaN or infinite values"),
+        (["inf"], ["1"], "--mean: got NaN or infinite values"),
     ],
 )
 def test_a_mean_and_a_deviation_must_fit(mean, std, message, tmp_path, capsys):

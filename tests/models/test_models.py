@@ -164,7 +164,7 @@ def test_an_unknown_family_lists_the_known_ones():
 
 @pytest.mark.parametrize("name", ["wrn-16-one", "wrn-", "wrn--16", "wrn-16.0", "wrn 16 1", ""])
 def test_a_garbled_name_is_refused_and_shown(name):
-    with pytest.raises(ValueError, match=f"unknown model '{name}'"):
+    with pytest.raises(ValueError, match=f"model: got '{name}'"):
         build_model(name, nb_classes=10)
 
 
