@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from art_aft.checks import check_flag, check_labels, check_number, check_path, check_seed
+from art_aft.checks import check_flag, check_labels, check_number, check_path, check_seed, check_shape
 from art_aft.data.class_names import class_order
 from art_aft.data.image_files import part_of, read_images
 from art_aft.runtime.text import shown
@@ -160,6 +160,8 @@ def labelled_images(
     :raises ValueError: If there is no image, a file cannot be read, or images differ in size.
     :raises ImportError: If Pillow is missing, which reads the files.
     """
+    if size is not None and len(check_shape("size", size)) != 2:
+        raise ValueError(f"size: got {size!r}, expected (height, width)")
     images, names = read_images(check_path("path", path), size=size, verbose=check_flag("verbose", verbose))
     classes = class_order(names)
     index = {name: number for number, name in enumerate(classes)}

@@ -17,6 +17,7 @@ import torch
 import art_aft.cli.main as cli
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
+from art_aft.cli.exits import UNFORESEEN, WRONG
 
 COMMANDS = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
@@ -136,7 +137,7 @@ def test_wrong_values_are_refused_by_option(command, action, folder, counts, mon
         setting = value.partition("=")[0] if "=" in value else None
         case = f"{' '.join(words)}: {code}, {printed.err[-300:]}"
         counts["tried"] += 1
-        if code not in (cli.WRONG, cli.UNFORESEEN):
+        if code not in (WRONG, UNFORESEEN):
             wrong.append(f"a verdict: {case}")
         elif len(lines) != 1 or "Traceback" in printed.err:
             wrong.append(f"not one line: {case}")
@@ -144,7 +145,7 @@ def test_wrong_values_are_refused_by_option(command, action, folder, counts, mon
             name in lines[0] or (setting and f"{setting}: got" in lines[0]) or (name in READ and value in lines[0])
         ):
             wrong.append(f"not named: {case}")
-        elif code == cli.UNFORESEEN:
+        elif code == UNFORESEEN:
             wrong.append(f"not foreseen: {case}")
         if listing(folder) != before:
             wrong.append(f"files changed: {case}")

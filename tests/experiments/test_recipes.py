@@ -112,7 +112,7 @@ def test_train_reports_what_is_wrong(capsys, tmp_path):
     errors = capsys.readouterr().err
     assert "got 'nowhere'" in errors
     assert "rate: got 2.0" in errors
-    assert "model: got 'vgg'" in errors
+    assert "model: got 'mlp'" in errors
     assert list(tmp_path.iterdir()) == []
 
 
