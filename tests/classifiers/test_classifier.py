@@ -63,7 +63,7 @@ class TestBuild:
         assert tuple(classifier.clip_values) == clip_values
         assert isinstance(classifier.loss, torch.nn.CrossEntropyLoss)
 
-    @pytest.mark.parametrize(("name", "shown"), [("vgg-16", "vgg-16"), ("wrn-ten-1", "wrn-ten-1")])
+    @pytest.mark.parametrize(("name", "shown"), [("mlp-16", "mlp-16"), ("wrn-ten-1", "wrn-ten-1")])
     def test_an_unknown_model_is_refused_by_name(self, name, shown):
         with pytest.raises(ValueError, match=f"model: got '{shown}'"):
             build_classifier(name, input_shape=SHAPE, nb_classes=NB_CLASSES)
