@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from art.data_generators import PyTorchDataGenerator
+from art.estimators.classification import PyTorchClassifier
 from scipy.stats import median_abs_deviation
 from sklearn.metrics import confusion_matrix
 from torch.utils.data import DataLoader
@@ -23,6 +24,7 @@ from art_aft.checks import (
     check_labels,
     check_layout,
 )
+from art_aft.classifiers.model_checks import check_outputs
 from art_aft.data.images import Images
 from art_aft.data.loaders import batches_of, is_loader
 from art_aft.data.pixels import to_float
@@ -94,7 +96,8 @@ def evaluate(
         releases. Such scores do not compare with the paper's.
     :param batch_size: The batch size of `predict`.
     :return: The scores, with the number of images behind each.
-    :raises ValueError: If the data do not fit the classifier, or no image is left to trigger.
+    :raises ValueError: If the data do not fit the classifier, `predict` does not give one number a class, or no image
+        is left to trigger.
     """
     if not hasattr(classifier, "predict") or not hasattr(classifier, "clip_values"):
         raise TypeError(f"classifier: got {type(classifier).__name__}, expected an ART classifier")
@@ -148,10 +151,20 @@ def _counts(
 
 def _predict(classifier: Any, x: np.ndarray, clip_values: tuple[float, float], batch_size: int) -> np.ndarray:
     """Return predicted labels; ART preprocesses a whole array at once, so large ones go in parts."""
-    parts = [x[start : start + 32 * batch_size] for start in range(0, len(x), 32 * batch_size)]
-    return np.concatenate(
-        [classifier.predict(to_float(part, clip_values), batch_size=batch_size).argmax(axis=1) for part in parts]
-    )
+    labels = []
+    for start in range(0, len(x), 32 * batch_size):
+        part = to_float(x[start : start + 32 * batch_size], clip_values)
+        try:
+            outputs = np.asarray(classifier.predict(part, batch_size=batch_size))
+        except AttributeError:
+            if isinstance(classifier, PyTorchClassifier):
+                check_outputs(classifier)  # names what the model returns, where that is no tensor
+            raise
+        if outputs.shape != (len(part), classifier.nb_classes):
+            expected = f"expected ({len(part)}, {classifier.nb_classes})"
+            raise ValueError(f"classifier.predict: got outputs of shape {outputs.shape}, {expected}")
+        labels.append(outputs.argmax(axis=1))
+    return np.concatenate(labels)
 
 
 def label_matrix(y_true: np.ndarray, y_predicted: np.ndarray, nb_classes: int) -> np.ndarray:

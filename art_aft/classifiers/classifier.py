@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import check_clip_values, check_images, check_labels
 from art_aft.classifiers.copying import clone as clone
-from art_aft.classifiers.copying import origins
-from art_aft.classifiers.pixel_module import borrow, eager, on_grey_images
+from art_aft.classifiers.model_checks import check_loss
+from art_aft.classifiers.model_checks import check_outputs as check_outputs
+from art_aft.classifiers.pixel_module import borrow, eager
 from art_aft.classifiers.preprocessing import check_construction, check_standardisation
 from art_aft.data import loaders
 from art_aft.data.images import Images
@@ -68,7 +68,8 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
     Check that a classifier is one that this package can work on.
 
     :param name: The argument's name.
-    :param classifier: What should be ART's `PyTorchClassifier` of images, with a pixel range and a loss on logits.
+    :param classifier: What should be ART's `PyTorchClassifier` of images, with a pixel range and a loss on logits and
+        label indices: their mean, their sum or one number an image.
     :return: Its pixel range (low, high).
     :raises TypeError: If it is not a `PyTorchClassifier`.
     :raises ValueError: If it has no pixel range, another kind of input or loss, or preprocessing outside PyTorch.
@@ -77,8 +78,7 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
         raise TypeError(f"{name}: got {type(classifier).__name__}, expected ART's PyTorchClassifier")
     if len(classifier.input_shape) != 3:
         raise ValueError(f"{name}.input_shape: got {classifier.input_shape}, expected that of an image, (C, H, W)")
-    if not isinstance(classifier.loss, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):
-        raise ValueError(f"{name}.loss: got {type(classifier.loss).__name__}, expected CrossEntropyLoss or NLLLoss")
+    check_loss(f"{name}.loss", classifier.loss, classifier.nb_classes, classifier.device)
     if not classifier.all_framework_preprocessing:
         raise ValueError(f"{name}.preprocessing_defences: got some outside PyTorch, expected PreprocessorPyTorch only")
     check_standardisation(f"{name}.preprocessing", classifier)
@@ -87,58 +87,6 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
     if next(classifier.model.parameters(), None) is None:
         raise ValueError(f"{name}.model: got a model without parameters, expected a trained one")
     return check_clip_values(f"{name}.clip_values", classifier.clip_values)
-
-
-def check_outputs(classifier: PyTorchClassifier, *, trained: bool = False) -> None:
-    """
-    Check once, on two grey images, that a classifier's model returns logits.
-
-    :param classifier: A checked classifier; it stays as it is.
-    :param trained: Whether the model will be trained, so that there must be parameters to train, and no others.
-    :raises ValueError: If the model fails, or returns something else than finite logits of shape (N, nb_classes).
-    """
-    parameters = list(classifier.model.parameters())
-    if trained and not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError("classifier.model: got only frozen parameters, expected some with requires_grad to train")
-    with on_grey_images(classifier, needs_gradient=False) as run:
-        try:
-            logits = run()
-        except Exception as error:  # a model of any make: what it may raise is not known
-            raise ValueError(f"classifier.model: {_failure(classifier, error)}") from error
-    expected = f"expected a tensor of logits of shape (N, {classifier.nb_classes})"
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"classifier.model: got outputs of type {_described(logits)}, {expected} alone")
-    if logits.shape != (2, classifier.nb_classes):
-        raise ValueError(f"classifier.model: got outputs of shape {tuple(logits.shape)} for 2 images, {expected}")
-    if not torch.isfinite(logits).all():
-        raise ValueError(f"classifier.model: got NaN or infinite outputs for two grey images, {expected}")
-    if not trained:
-        return
-    known = {id(parameter) for parameter in parameters}
-    if not logits.requires_grad:
-        raise ValueError("classifier.model: got outputs without a gradient, expected a model that can be trained")
-    # A model may ask for the gradient of its input, for the sake of checkpointed activations.
-    shape = (2, *classifier.input_shape)
-    if any(id(origin) not in known and origin.shape != shape for origin in origins([logits])):
-        raise ValueError(
-            "classifier.model: got weights that model.parameters() does not list (layers in a plain list?), expected "
-            "none, as with torch.nn.ModuleList"
-        )
-
-
-def _failure(classifier: PyTorchClassifier, error: Exception) -> str:
-    """Return why a model may have failed on float32 images."""
-    types = {str(parameter.dtype).removeprefix("torch.") for parameter in classifier.model.parameters()} - {"float32"}
-    if types:
-        return f"got parameters of type {', '.join(sorted(types))}, expected float32, as of model.float() ({error})"
-    return f"got an error for two grey images of shape {tuple(classifier.input_shape)}: {error}"
-
-
-def _described(output: Any) -> str:
-    """Return the type of a model's output and the shapes of what is in it."""
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
-    shapes = ", ".join(str(tuple(part.shape)) for part in parts if isinstance(part, torch.Tensor))
-    return type(output).__name__ + (f" with shapes {shapes}" if shapes else "")
 
 
 def images_for(

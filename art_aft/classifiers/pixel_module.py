@@ -6,7 +6,7 @@ A classifier as a plain module from pixels to logits, in the precision and memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,44 @@ from art_aft.runtime.small_maps import SmallMaps
 def eager(model: torch.nn.Module) -> torch.nn.Module:
     """Return the model that `torch.compile` compiled: compiled code calls no hooks that are registered later."""
     return getattr(model, "_orig_mod", model)
+
+
+def logits_of(output: Any, n: int, nb_classes: int, *, training: bool = False) -> torch.Tensor:
+    """
+    Return the logits in a model's output.
+
+    ART's own `predict` takes nothing but a tensor, so anything else is refused in evaluation mode. In training mode
+    some models return more: Inception and GoogLeNet a tuple with the logits of further heads behind their own. There
+    the logits are the entry or attribute "logits", or the first of a list or tuple.
+
+    :param output: What the model returned.
+    :param n: For how many images.
+    :param nb_classes: The number of classes.
+    :param training: Whether the model was in training mode.
+    :raises ValueError: If there are no logits of shape (n, nb_classes).
+    """
+    logits = output
+    if training and isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif training and not isinstance(output, torch.Tensor):
+        first = output[0] if isinstance(output, (list, tuple)) and output else None
+        logits = getattr(output, "logits", first)
+    expected = f"expected a tensor of logits of shape (N, {nb_classes})"
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(
+            f"classifier.model: got outputs of type {_described(output)}, {expected} alone, as ART's own predict needs "
+            "it: put a module around the model whose forward returns the logits"
+        )
+    if logits.shape != (n, nb_classes):
+        raise ValueError(f"classifier.model: got outputs of shape {tuple(logits.shape)} for {n} images, {expected}")
+    return logits
+
+
+def _described(output: Any) -> str:
+    """Return the type of a model's output and the shapes of what is in it."""
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    shapes = ", ".join(str(tuple(part.shape)) for part in parts if isinstance(part, torch.Tensor))
+    return type(output).__name__ + (f" with shapes {shapes}" if shapes else "")
 
 
 class PixelModule(torch.nn.Module):
@@ -70,8 +108,8 @@ class PixelModule(torch.nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         small_maps = SmallMaps() if self.bfloat16 and x.device.type == "cpu" else nullcontext()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16), small_maps:
-            logits = self.model(x)
-        return logits.float()
+            output = self.model(x)
+        return logits_of(output, len(x), self.nb_classes, training=self.training).float()
 
 
 def _is_identity(operation: Any) -> bool:
@@ -80,6 +118,20 @@ def _is_identity(operation: Any) -> bool:
         and not np.any(operation.mean)
         and bool(np.all(operation.std == 1))
     )
+
+
+@contextmanager
+def not_compiled(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put the model before `torch.compile` in its compiled form's place, which calls no hooks."""
+    wrapper, model = classifier._model, classifier.model
+    if eager(model) is model:
+        yield
+        return
+    wrapper._model = eager(model)
+    try:
+        yield
+    finally:
+        wrapper._model = model
 
 
 @contextmanager
@@ -135,17 +187,21 @@ def borrow(
 
 
 @contextmanager
-def on_grey_images(classifier: PyTorchClassifier, *, needs_gradient: bool = True) -> Iterator[Callable[[], Any]]:
+def on_grey_images(
+    classifier: PyTorchClassifier, count: int = 2, *, needs_gradient: bool = True, training: bool = False
+) -> Iterator[Callable[[], Any]]:
     """
-    Lend out a function that returns what the model itself returns for two grey images, in evaluation mode.
+    Lend out a function that returns what the model itself returns for grey images.
 
     :param classifier: The classifier. Afterwards modes, buffers and the global generators are as they were.
+    :param count: The number of images.
     :param needs_gradient: Whether the images need a gradient, without which reentrant checkpoints pass none on.
+    :param training: Whether the model is in training mode meanwhile.
     """
     low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
-    grey = torch.full((2, *classifier.input_shape), float(np.mean([low, high])), device=classifier.device)
+    grey = torch.full((count, *classifier.input_shape), float(np.mean([low, high])), device=classifier.device)
     with isolated_rng(), torch.enable_grad(), borrow(classifier, precision="float32", keep_buffers=True) as module:
-        module.eval()
+        module.train(training)
         yield lambda: module.model(module.preprocess(grey.requires_grad_(needs_gradient)))
 
 

@@ -12,7 +12,7 @@ from art_aft.runtime.text import printable
 WRONG, UNFORESEEN, INTERRUPTED = 2, 3, 130
 EXIT_CODES = {
     0: "done; scan: no backdoor found",
-    1: "scan: backdoor reported; purify: too much accuracy lost, no model written",
+    1: "scan: backdoor reported; purify: too much accuracy lost, or images that cannot tell, no model written",
     WRONG: "an argument, a file or the data are wrong; scan: cannot tell",
     UNFORESEEN: "any other error, such as too little memory (--traceback shows where)",
     INTERRUPTED: "interrupted by Ctrl-C",

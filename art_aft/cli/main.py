@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from art_aft import __version__
 from art_aft.cli import compare, demo, purify, reproduce, scan, train
 from art_aft.cli.exits import EXIT_CODES, ended_by
+from art_aft.runtime.text import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,9 +23,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with _warnings_shown():
+            return options.run(options)
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # SystemExit: a factory must not choose the exit code
         return ended_by(error, show=options.traceback, options=options)
+
+
+class _Printable(logging.Formatter):
+    """Text of strangers is for the terminal here, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Print what the package warns of on the standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_Printable("warning: %(message)s"))
+    package = logging.getLogger("art_aft")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
 
 
 def _parser() -> argparse.ArgumentParser:

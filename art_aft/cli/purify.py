@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         help="remove a backdoor from a model, with a few clean images",
         description="Remove a backdoor from a model. Writes the purified model to OUTPUT.safetensors and OUTPUT.json, "
         "a report to OUTPUT.report.json and a picture to OUTPUT.png. Exit status: 0 done, 1 the purified model lost "
-        "too much accuracy and was not written; `art-aft --help` has those of errors.",
+        "too much accuracy, or the images cannot tell, and it was not written; `art-aft --help` has those of errors.",
     )
     add_model(command)
     command.add_argument("--output", type=Path, required=True, help="the path of the results, without an ending")
@@ -81,12 +81,13 @@ def run(options: argparse.Namespace) -> int:
     findings: Row = {**json_values(defence.report), **facts}
 
     before, after = (_measure(each, held) for each in (stored.classifier, purified))
-    accepted = at_most(before["held_out_accuracy"] - after["held_out_accuracy"], allowed)
+    kept = at_most(before["held_out_accuracy"] - after["held_out_accuracy"], allowed)
+    accepted = kept and findings["images_trusted"]
     print(
         f"held-out accuracy {100 * before['held_out_accuracy']:.1f} -> {100 * after['held_out_accuracy']:.1f} "
         f"({len(held)} images), {findings['seconds']:.1f} seconds"
     )
-    if not findings["accepted"]:
+    if findings.get("trials") and not any(trial["accepted"] for trial in findings["trials"]):
         print("trials: every setting lost more than --max-accuracy-drop; the result is the one that lost least")
     report: Row = {
         **findings,
@@ -103,7 +104,8 @@ def run(options: argparse.Namespace) -> int:
         report["victim"] = stored.facts["victim"]  # so that the purified model can tell its data set, too
     _write(options, stored, purified, report)
     if not accepted:
-        print(f"lost more than --max-accuracy-drop {allowed:g}: no model is written", file=sys.stderr)
+        why = f"lost more than --max-accuracy-drop {allowed:g}" if not kept else "; ".join(findings["notes"])
+        print(f"{why}: no model is written", file=sys.stderr)
         return 1
     print(f"written: {options.output}.safetensors")
     return 0

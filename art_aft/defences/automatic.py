@@ -193,6 +193,6 @@ class AutomaticFineTuning(Defence):
         own: dict[str, Any] = {"precision": self.precision, "seed": self.seed, "verbose": self.verbose}
         pruning = FinePruning(pruned, max_drop=self.pruning_drop, held_out=self.held_out, nb_epochs=0, **own)
         with run.stage("Pruning"), suppress(NothingToPrune):
-            pruning(images, transformed_classifier=pruned)
+            pruning.run_within(pruned, images)
         report = pruning.report
         return pruned, len(report.pruned_channels) if isinstance(report, FinePruningReport) else 0

@@ -21,17 +21,21 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 from art_aft.checks import check_flag
-from art_aft.classifiers.classifier import check_classifier, check_outputs, clone, images_for
-from art_aft.classifiers.pixel_module import eager
+from art_aft.classifiers.bar import Judgement, how_many, judge
+from art_aft.classifiers.classifier import check_classifier, check_outputs, clone, images_for, predict_labels
+from art_aft.classifiers.pixel_module import not_compiled
 from art_aft.data.images import Images
 from art_aft.defences.report import PurificationReport, Stage
 from art_aft.registry import Registry
 from art_aft.runtime.callbacks import Callback
-from art_aft.runtime.processes import check_same, from_first, world
+from art_aft.runtime.processes import check_same, from_first, number_of_first, world
 from art_aft.runtime.random_state import isolated_rng
 from art_aft.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+# Images, drawn at random, on which a classifier's accuracy is judged.
+_JUDGED = 1000
 
 
 class Run:
@@ -112,8 +116,9 @@ class Defence(Transformer):
         :param y: The images' labels, as indices or one-hot; None with a loader.
         :param callback: Watches stages, steps and epochs.
         :return: The purified classifier.
-        :raises ValueError: If the data do not fit the classifier, the model does not return logits, has no parameter
-            that can be trained or cannot be copied, or data or settings differ between processes that work together.
+        :raises ValueError: If the data do not fit the classifier, or nothing could be told from them (one class alone,
+            no image that the classifier gets right); the model does not return logits, has no parameter that can be
+            trained or cannot be copied; or data or settings differ between processes that work together.
         """
         if callback is not None and not isinstance(callback, Callback):
             raise TypeError(f"callback: got {type(callback).__name__}, expected art_aft.runtime.callbacks.Callback")
@@ -121,22 +126,41 @@ class Defence(Transformer):
             check_classifier("transformed_classifier", transformed_classifier)
         given = self.classifier if transformed_classifier is None else transformed_classifier
         images = images_for(given, x, y)
-        check_outputs(given, trained=self._trains())
-        purified = clone(self.classifier) if transformed_classifier is None else transformed_classifier
-        if getattr(self, "learning_rate", 0.0) is None and purified.optimizer is None:
+        check_outputs(given, images, trained=self._trains(), batch_size=self.get_params().get("batch_size"))
+        if getattr(self, "learning_rate", 0.0) is None and given.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
-        check_same(purified.device, x=images.pixels, y=images.labels, settings=self._settings_in_words())
-        before = [tensor.detach().clone() for tensor in _state(purified)]
+        check_same(given.device, x=images.pixels, y=images.labels, settings=self._settings_in_words())
+        judgement = _judged(given, images)
+        purified = clone(self.classifier) if transformed_classifier is None else transformed_classifier
+        report = self.run_within(purified, images, callback)
+        accepted = report.accepted and judgement.trusted
+        self.report = dataclasses.replace(
+            report, accepted=accepted, notes=judgement.notes, images_trusted=judgement.trusted
+        )
+        return purified
+
+    def run_within(
+        self, classifier: PyTorchClassifier, images: Images, callback: Callback | None = None
+    ) -> PurificationReport:
+        """
+        Purify a classifier in place as a part of another defence, which has checked classifier and images.
+
+        :param classifier: The classifier to change.
+        :param images: Checked images with labels.
+        :param callback: Watches stages, steps and epochs.
+        :return: The report, which is `report` too.
+        """
+        before = [tensor.detach().clone() for tensor in _state(classifier)]
         start, run = time.perf_counter(), Run(callback)
-        with isolated_rng(), _not_compiled(purified), _steps_of(purified) as steps:
-            found = self._purify(purified, images, run) or PurificationReport()
+        with isolated_rng(), not_compiled(classifier), _steps_of(classifier) as steps:
+            found = self._purify(classifier, images, run) or PurificationReport()
         # Across processes all return the same classifier, also where each has worked and rounded for itself.
-        from_first(_state(purified))
-        purified.model.eval()
-        changed = not all(map(torch.equal, before, _state(purified)))
+        from_first(_state(classifier))
+        classifier.model.eval()
+        changed = not all(map(torch.equal, before, _state(classifier)))
         if not changed and steps:
             logger.warning("%s trained, but changed no weights of the classifier", type(self).__name__)
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in _state(purified))
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in _state(classifier))
         if not finite:
             logger.warning("%s diverged: weights are NaN or infinite, try a lower learning rate", type(self).__name__)
         self.report = dataclasses.replace(
@@ -148,7 +172,7 @@ class Defence(Transformer):
             seconds=time.perf_counter() - start,
             changed=changed,
         )
-        return purified
+        return self.report
 
     @abc.abstractmethod
     def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> PurificationReport | None:
@@ -219,18 +243,18 @@ def _state(classifier: PyTorchClassifier) -> list[torch.Tensor]:
     return [*classifier.model.parameters(), *classifier.model.buffers()]
 
 
-@contextmanager
-def _not_compiled(classifier: PyTorchClassifier) -> Iterator[None]:
-    """Put the model before `torch.compile` in its compiled form's place, which calls no hooks."""
-    wrapper, model = classifier._model, classifier.model
-    if eager(model) is model:
-        yield
-        return
-    wrapper._model = eager(model)
-    try:
-        yield
-    finally:
-        wrapper._model = model
+def _judged(classifier: PyTorchClassifier, images: Images) -> Judgement:
+    """Judge images by the classifier before purification, log what speaks against them, and refuse hopeless ones."""
+    nb_classes = classifier.nb_classes
+    some = images_for(classifier, images, max_images=max(_JUDGED, how_many(nb_classes)))
+    accuracy = float(np.mean(predict_labels(classifier, some.pixels) == some.labels))
+    # Processes that round differently must not go apart.
+    judgement = judge(images.labels, number_of_first(accuracy, classifier.device), len(some), nb_classes)
+    if judgement.hopeless:
+        raise ValueError(f"x: got {judgement.hopeless}")
+    for note in judgement.notes:
+        logger.warning("%s", note)
+    return judgement
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from art_aft.defences.base import NAD_RELEASE, Defence, Run, register
 from art_aft.runtime.random_state import seed_for
 from art_aft.training.batches import Batch, Batches
 from art_aft.training.loop import fit
-from art_aft.training.losses import Loss
+from art_aft.training.losses import Loss, mean_loss
 
 #: The release's student on WRN-16-1: rate 0.1 for two epochs, then 0.01, 20 epochs.
 PAPER: Mapping[str, Any] = {**NAD_RELEASE, "nb_epochs": 20}
@@ -172,7 +172,7 @@ class AttentionLoss(torch.nn.Module):
     """
     The classifier's own loss, plus the weighted mean squared difference of student's and teacher's attention maps.
 
-    :param loss: torch's loss on logits and label indices.
+    :param loss: A loss on logits and label indices, of any reduction.
     :param betas: The weight of each layer.
     :param power: The exponent of `attention_map`.
     """
@@ -185,7 +185,7 @@ class AttentionLoss(torch.nn.Module):
         self.teacher: dict[str, torch.Tensor] = {}
 
     def forward(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        total = self.loss(logits, batch.y)
+        total = mean_loss(self.loss, logits, batch.y)
         for beta, name in zip(self.betas, self.student, strict=True):
             ours, theirs = (attention_map(maps[name], self.power) for maps in (self.student, self.teacher))
             total = total + beta * (ours - theirs).square().mean()

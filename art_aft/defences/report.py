@@ -49,9 +49,13 @@ class PurificationReport:
     :param stages: Its parts, in order.
     :param seconds: How long all of it took.
     :param accepted: Whether the purified classifier keeps enough accuracy; True where the defence sets no bound. False
-        where training diverged.
+        where training diverged, and where the images cannot tell (`images_trusted`).
     :param changed: Whether any weight or running statistic is another one than before.
     :param chosen: What the defence chose by itself, by name.
+    :param notes: What speaks against the images: few, missing classes, or a classifier that gets most of them wrong
+        before purification. They are in the log, too.
+    :param images_trusted: Whether accuracy on the images tells what purification costs. False where classes are
+        missing, or where the classifier got fewer than half of the images right.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -61,3 +65,5 @@ class PurificationReport:
     accepted: bool = True
     changed: bool = True
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    images_trusted: bool = True

@@ -59,8 +59,7 @@ class UniversalRuns:
         search = (defence.eps, defence.max_iter)
         if defence.perturbations is None:
             defence.set_params(perturbations=self._found.get(search))
-        defence(images, transformed_classifier=classifier)
-        report = defence.report
+        report = defence.run_within(classifier, images)
         assert isinstance(report, UniversalReport)
         assert report.perturbations is not None
         self._found.setdefault(search, report.perturbations)

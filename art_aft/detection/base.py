@@ -102,6 +102,8 @@ class Detector(abc.ABC):
     settings: ClassVar[type] = object
     #: The statistic from which the detector reports a backdoor.
     threshold: ClassVar[float]
+    #: Whether the evidence rests on the images: then a report does not count where they are few or classes are missing.
+    uses_images: ClassVar[bool] = True
 
     @abc.abstractmethod
     def detect(self, suspect: Suspect) -> Evidence | None:

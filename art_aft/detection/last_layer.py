@@ -42,6 +42,7 @@ class LastLayer(Detector):
 
     cost = 0
     threshold = 2.0
+    uses_images = False
 
     def detect(self, suspect: Suspect) -> Evidence | None:
         """Return how far one label stands out; None without such a layer, or with fewer than three labels."""

@@ -22,20 +22,16 @@ from art_aft.checks import (
     check_seed,
     check_sequence,
 )
+from art_aft.classifiers.bar import Judgement, judge
 from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
+from art_aft.data.loaders import is_loader
 from art_aft.detection.base import DETECTORS, EXPENSIVE, Evidence, Suspect
 from art_aft.detection.report import ScanReport
 from art_aft.runtime.devices import PRECISIONS
 
 #: Which detectors run; see `BackdoorScan`.
 EFFORTS = ("last_layer", "first_report", "cheap", "if_needed", "all")
-
-# Below this accuracy, the labels of adversarial examples say more about a bad classifier than about a backdoor.
-_LEAST_ACCURACY = 0.5
-
-# Fewer images for each class make the shares too coarse for the thresholds of the detectors.
-_LEAST_IMAGES = 5
 
 # From this score on, a scan that reports nothing does not say "clean" either. One of 20 clean digits models has more,
 # 0.89 (examples/results/scan_digits.json).
@@ -110,10 +106,13 @@ class BackdoorScan:
         :raises ValueError: If the data do not fit the classifier.
         """
         start = time.perf_counter()
-        images = images_for(self.classifier, x, y, max_images=self.max_images, seed=self.seed)
-        check_outputs(self.classifier)
+        draw: dict[str, Any] = {"max_images": self.max_images, "seed": self.seed}
+        given = images_for(self.classifier, x, y, **draw if is_loader(x) else {})
+        images = images_for(self.classifier, given, **draw)
+        check_outputs(self.classifier, images)
         right = predict_labels(self.classifier, images.pixels) == images.labels
-        notes = self._weaknesses(images.labels, right)
+        # Classes are those of all images: a draw that misses one of many classes is no fault of theirs.
+        judgement = judge(given.labels, float(right.mean()), len(images), self.classifier.nb_classes)
         suspect = Suspect(
             self.classifier,
             images[right] if right.any() else images,
@@ -123,20 +122,25 @@ class BackdoorScan:
             settings=self.settings,
             verbose=self.verbose,
         )
-        evidence = self._detect(suspect)
-        return self._report(evidence, suspect.label_matrix, notes, right.mean(), start)
+        evidence = self._detect(suspect, judgement)
+        return self._report(evidence, suspect.label_matrix, judgement, start)
 
     def _report(
-        self, evidence: list[Evidence], matrix: np.ndarray | None, notes: list[str], accuracy: float, start: float
+        self, evidence: list[Evidence], matrix: np.ndarray | None, judgement: Judgement, start: float
     ) -> ScanReport:
         """Return the report, with the verdict."""
-        score = max((each.score for each in evidence), default=0.0)
+        score, notes = max((each.score for each in evidence), default=0.0), list(judgement.notes)
         if self.effort == "last_layer" and score < 1:
             notes.append("only the last layer was tested, and many backdoors do not show there")
-        verdict = "infected" if score >= 1 else "clean"
-        if accuracy < _LEAST_ACCURACY or (verdict == "clean" and (notes or score >= _DOUBT)):
+        weak = bool(judgement.few or judgement.missing)
+        trusted = [each for each in evidence if not (weak and DETECTORS[each.detector].uses_images)]
+        if any(each.score >= 1 for each in evidence if each not in trusted):
+            notes.append("a report of a detector that needs images does not count with so few images or classes")
+        verdict = "infected" if any(each.score >= 1 for each in trusted) else "clean"
+        unclear = judgement.inaccurate or judgement.hopeless
+        if unclear or (verdict == "clean" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"
-        kind, targets = self._accused(evidence) if verdict == "infected" else (None, ())
+        kind, targets = self._accused(trusted) if verdict == "infected" else (None, ())
         return ScanReport(
             verdict=verdict,
             kind=kind,
@@ -149,8 +153,11 @@ class BackdoorScan:
             seconds=time.perf_counter() - start,
         )
 
-    def _detect(self, suspect: Suspect) -> list[Evidence]:
-        """Return the evidence of as many detectors as the effort asks for, one group of equal cost after the other."""
+    def _detect(self, suspect: Suspect, judgement: Judgement) -> list[Evidence]:
+        """
+        Return the evidence of as many detectors as the effort asks for, one group of equal cost after the other; where
+        the images are hopeless, of those that use none.
+        """
         found: list[Evidence] = []
         # By name within a group, so that the order does not depend on which module was imported first.
         ordered = sorted(DETECTORS.items(), key=lambda entry: (entry[1].cost, entry[0]))
@@ -158,6 +165,8 @@ class BackdoorScan:
             if not self._asks_for(cost, found):
                 break
             for _, detector in group:
+                if judgement.hopeless and detector.uses_images:
+                    continue
                 evidence = detector().detect(suspect)
                 if evidence is not None:
                     found.append(evidence)
@@ -173,19 +182,6 @@ class BackdoorScan:
         if cost >= EXPENSIVE:
             return self.effort == "all" or (self.effort == "if_needed" and not reported)
         return True
-
-    def _weaknesses(self, labels: np.ndarray, right: np.ndarray) -> list[str]:
-        """Return why nothing found would mean little."""
-        nb_classes = self.classifier.nb_classes
-        present, needed = len(np.unique(labels)), _LEAST_IMAGES * nb_classes
-        notes = []
-        if len(labels) < needed:
-            notes.append(f"only {len(labels)} images for {nb_classes} classes, {needed} or more are needed")
-        if present < nb_classes:
-            notes.append(f"images of only {present} of {nb_classes} classes")
-        if right.mean() < _LEAST_ACCURACY:
-            notes.append(f"the classifier gets only {100 * right.mean():.0f} % of the images right")
-        return notes
 
     def _accused(self, evidence: Sequence[Evidence]) -> tuple[str, tuple[int, ...]]:
         """Return the kind of the backdoor, and the suspected target labels."""

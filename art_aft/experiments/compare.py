@@ -21,7 +21,7 @@ from art_aft.checks import (
     check_sequence,
     naming,
 )
-from art_aft.classifiers.classifier import images_for, predict_labels
+from art_aft.classifiers.classifier import check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
@@ -88,6 +88,7 @@ def compare(
     """
     with naming(x="x_clean", y="y_clean"):
         images = images_for(classifier, x_clean, y_clean)
+        check_outputs(classifier, images)
     check_seed("seed", seed)
     check_flag("verbose", verbose)
     if watch is not None:

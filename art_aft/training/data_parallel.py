@@ -25,8 +25,8 @@ def data_parallel(module: torch.nn.Module, loss: Loss, feed: BatchAtHand) -> tup
     skips whole layers at random is refused by DistributedDataParallel.
 
     :param module: The module; its parameters and buffers are shared, not copied.
-    :param loss: The loss of a batch. Class weights and reduction of a `LabelLoss` around cross entropy and the like are
-        those of the whole batch; any other loss is taken for a mean over images.
+    :param loss: The loss of a batch. Class weights of a `LabelLoss` around torch's own losses are those of the whole
+        batch; any other loss is taken for a mean over images.
     :param feed: Knows the batch at hand, and this process's part of it.
     """
     if world().size == 1:
@@ -83,8 +83,7 @@ class _WholeBatchLoss(torch.nn.Module):
         super().__init__()
         self.loss, self.feed = loss, feed
         labels: Any = loss.loss if isinstance(loss, LabelLoss) else None
-        self.by_image = isinstance(labels, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss))
-        self.mean = not self.by_image or labels.reduction == "mean"
+        self.by_image = type(labels) in (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss) and labels.reduction == "mean"
         self.labels: Any = copy.copy(labels)
         if self.by_image:
             self.labels.reduction = "sum"
@@ -94,8 +93,6 @@ class _WholeBatchLoss(torch.nn.Module):
         if not self.by_image:
             return self.loss(logits, own) * (processes * len(own.y) / len(whole))
         total = self.labels(logits, own.y) * processes
-        if not self.mean:
-            return total
         counted = whole[whole != self.labels.ignore_index]
         return total / (len(counted) if self.labels.weight is None else self.labels.weight[counted].sum())
 

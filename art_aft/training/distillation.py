@@ -11,6 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.training.batches import Batch
+from art_aft.training.losses import mean_loss
 
 #: Takes images of shape (N, *input_shape) and returns logits of shape (N, nb_classes).
 Teacher = Callable[[torch.Tensor], torch.Tensor]
@@ -59,14 +60,17 @@ class DistillationLoss(torch.nn.Module):
 
     | Paper link: https://arxiv.org/abs/1503.02531 (Section 2)
 
-    :param loss: torch's loss on logits and label indices.
+    :param loss: A loss on logits and label indices, of any reduction.
     :param temperature: The distillation temperature T, above 0.
     """
 
     def __init__(self, loss: torch.nn.Module, temperature: float) -> None:
         super().__init__()
         self.loss = copy.copy(loss)
-        self.loss.reduction = "none"
+        # What another class makes of a change of its reduction is not known.
+        self.by_image = type(loss) in (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)
+        if self.by_image:
+            self.loss.reduction = "none"
         self.temperature = temperature
 
     def forward(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -75,4 +79,8 @@ class DistillationLoss(torch.nn.Module):
         learnt, rest = logits.tensor_split([count])
         wanted = (wanted / self.temperature).softmax(dim=1)
         soft = -(wanted * (learnt / self.temperature).log_softmax(dim=1)).sum(dim=1) * self.temperature**2
-        return torch.cat([soft, self.loss(rest, batch.y[count:])]).mean()
+        if self.by_image:
+            hard = self.loss(rest, batch.y[count:])
+        else:
+            hard = mean_loss(self.loss, rest, batch.y[count:]).expand(len(rest)) if len(rest) else soft[:0]
+        return torch.cat([soft, hard]).mean()

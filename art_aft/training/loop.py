@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from art_aft.classifiers.classifier import check_classifier
+from art_aft.classifiers.model_checks import check_single_images
 from art_aft.classifiers.pixel_module import PixelModule, borrow
 from art_aft.runtime.callbacks import Callback
 from art_aft.runtime.processes import check_same, world
@@ -51,10 +52,12 @@ def fit(
         started again ends with the weights of an uninterrupted one, bit for bit on a CPU.
     :param verbose: Whether to show a progress bar.
     :param description: The progress bar's title.
-    :raises ValueError: If the classifier has no optimizer where its own is needed, or recipe or checkpoint differ
-        between processes.
+    :raises ValueError: If the classifier has no optimizer where its own is needed, or a batch is of one image that its
+        batch normalisation cannot be trained on, or recipe or checkpoint differ between processes.
     """
     check_classifier("classifier", classifier)
+    if min(batches.sizes, default=2) == 1:
+        check_single_images(classifier)
     if recipe.learning_rate is None and classifier.optimizer is None:
         raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
     check_same(classifier.device, recipe=repr(recipe))

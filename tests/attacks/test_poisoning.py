@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from art.attacks.poisoning import PoisoningAttackBackdoor
 
 from art_aft.attacks import BadNets, WaNet
@@ -310,6 +311,7 @@ def test_8_bit_images_are_poisoned_as_floats_and_rounded():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"x": torch.zeros((100, 1, 4, 4))}, TypeError, "x: got Tensor, expected a numpy array of images"),
         ({"x": np.zeros((100, 4, 4))}, ValueError, "x: got shape (100, 4, 4)"),
         ({"x": np.zeros((0, 1, 4, 4)), "y": []}, ValueError, "x: got an empty set of shape (0, 1, 4, 4)"),
         ({"y": np.arange(99)}, ValueError, "y: got 99 labels, expected one for each of the 100 images"),

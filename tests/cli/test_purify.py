@@ -107,7 +107,7 @@ def flips(infected, monkeypatch):
         seen = []
         monkeypatch.setattr(FineTuning, "_purify", lambda self, *_: seen.append(self.horizontal_flip))
         data.parent.mkdir(parents=True, exist_ok=True)
-        to_zip(data, infected.x[:20], infected.y[:20])
+        to_zip(data, infected.x, infected.y)
         assert purify(model, data, output, "--defence", "fine_tuning", *arguments) == 0
         return seen
 

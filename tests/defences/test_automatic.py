@@ -204,13 +204,13 @@ def test_few_images_are_seen_more_often(victim, data):
 
 def test_what_is_held_out_trains_nothing(victim, data, monkeypatch):
     trained_on = []
-    run = UniversalAdversarialFineTuning.__call__
+    run = UniversalAdversarialFineTuning.run_within
 
-    def watch(defence, x, **more):
-        trained_on.append({image.tobytes() for image in x.pixels})
-        return run(defence, x, **more)
+    def watch(defence, classifier, images):
+        trained_on.append({image.tobytes() for image in images.pixels})
+        return run(defence, classifier, images)
 
-    monkeypatch.setattr(UniversalAdversarialFineTuning, "__call__", watch)
+    monkeypatch.setattr(UniversalAdversarialFineTuning, "run_within", watch)
     AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **OWN)(data[0], y=data[1])
     hidden = {image.tobytes() for image in held_out(*data)[0][0]}
     assert [(len(images), len(hidden & images)) for images in trained_on] == [(48, 0), (48, 0)]
@@ -246,5 +246,5 @@ def test_settings_that_make_no_sense_are_refused(victim, settings, message):
 
 
 def test_one_image_is_too_few(victim, data):
-    with untouched(victim), pytest.raises(ValueError, match=r"^x: got 1 image, expected at least two"):
+    with untouched(victim), pytest.raises(ValueError, match=r"^x: got images of class \d alone"):
         AutomaticFineTuning(victim)(data[0][:1], y=data[1][:1])

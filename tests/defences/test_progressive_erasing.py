@@ -27,15 +27,13 @@ OWN = {"min_steps": 0, "batch_size": 8, "padding": 0, "horizontal_flip": False, 
 def runs(monkeypatch):
     """Record each run: its images, labels and steps, the weights it starts from, the perturbations it is given."""
     seen = []
-    original = UniversalAdversarialFineTuning.__call__
+    original = UniversalAdversarialFineTuning.run_within
 
-    def call(defence, x, transformed_classifier=None, y=None):
-        images = x if y is None else images_for(defence.classifier, x, y)
-        begun = clone(transformed_classifier or defence.classifier)
-        seen.append((images.pixels, images.labels, defence.max_steps, begun, defence.perturbations))
-        return original(defence, images, transformed_classifier)
+    def run_within(defence, classifier, images, callback=None):
+        seen.append((images.pixels, images.labels, defence.max_steps, clone(classifier), defence.perturbations))
+        return original(defence, classifier, images, callback)
 
-    monkeypatch.setattr(UniversalAdversarialFineTuning, "__call__", call)
+    monkeypatch.setattr(UniversalAdversarialFineTuning, "run_within", run_within)
     return seen
 
 
@@ -96,7 +94,8 @@ def test_what_an_image_lost_is_its_margin_before_less_that_of_its_judge():
     seen = np.random.default_rng([OWN["seed"], 0]).permutation(40)
     others = seen[~np.isin(y[seen], left_out)]
     own = {key: value for key, value in OWN.items() if key != "min_steps"}
-    judge = UniversalAdversarialFineTuning(victim, **{**QUICK, "max_steps": 5}, **own)(x[others], y=y[others])
+    judge, of_others = clone(victim), images_for(victim, x[others], y[others])
+    UniversalAdversarialFineTuning(victim, **{**QUICK, "max_steps": 5}, **own).run_within(judge, of_others)
     judged = np.isin(y, left_out)
     images = images_for(victim, x[judged], y[judged])
     expected = margins(victim, images) - margins(judge, images)

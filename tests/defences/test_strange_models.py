@@ -67,18 +67,17 @@ class TestUntouched:
         x, y = data
         _, defence = fine_tune(tiny_classifier(), data)
         assert defence.report.changed
-        assert not caplog.records
+        assert "no weights" not in caplog.text
         idle = Idle(tiny_classifier())
         idle(x, y=y)
         assert not idle.report.changed
-        assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
-            (logging.WARNING, "Idle trained, but changed no weights of the classifier")
-        ]
+        changed = [(r.levelno, r.getMessage()) for r in caplog.records if "no weights" in r.getMessage()]
+        assert changed == [(logging.WARNING, "Idle trained, but changed no weights of the classifier")]
 
     def test_nothing_asked_for_is_no_warning(self, data, caplog):
         _, defence = fine_tune(tiny_classifier(), data, nb_epochs=0)
         assert not defence.report.changed
-        assert not caplog.records
+        assert "no weights" not in caplog.text
 
     def test_running_statistics_count_as_changes(self, data):
         class Recalibrating(Idle):

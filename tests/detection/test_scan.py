@@ -56,7 +56,7 @@ def scanned(infected):
 
 def scan_of(settings):
     victim = train_victim(settings)
-    scan = BackdoorScan(victim.classifier, effort="all", max_images=40, settings=QUICK)
+    scan = BackdoorScan(victim.classifier, effort="all", max_images=60, settings=QUICK)
     return scan(victim.x_clean, victim.y_clean)
 
 
