@@ -120,7 +120,7 @@ class World:
         weights = {"path": folder / "stored.safetensors"}
         #: By subject, where a name means something else, or a default takes long.
         self.others = {
-            "BackdoorScan": {"settings": None, "effort": "last_layer"},
+            "BackdoorScan": {"settings": None, "detectors": ["last_layer"]},
             "BatchPoisoning.__call__": {"x": torch.from_numpy(self.x), "y": torch.from_numpy(self.y)},
             "VictimSettings": {"attack": "badnets"},
             "compare": {"defences": {"short": partial(FineTuning, nb_epochs=1)}, "learning_rates": ()},

@@ -18,7 +18,7 @@ from art_aft.detection.scan import EFFORTS, BackdoorScan
 from art_aft.experiments.rows import environment
 from art_aft.runtime.files import write_json
 
-STATUS = {"clean": 0, "infected": 1, "cannot tell": 2}
+STATUS = {"no evidence": 0, "infected": 1, "cannot tell": 2}
 
 
 def add(commands: Any) -> None:
@@ -33,10 +33,10 @@ def add(commands: Any) -> None:
     command.add_argument("--output", type=Path, help="where the report goes: OUTPUT.json and a picture, OUTPUT.png")
     command.add_argument(
         "--effort",
-        default="if_needed",
+        default="fast",
         choices=EFFORTS,
-        help="which detectors run: the one of the last layer alone, cheapest first until one reports a backdoor, the "
-        "cheap ones, the expensive ones too where the cheap ones report nothing, or all (default: %(default)s)",
+        help="which detectors run: the fast ones, cheapest first until a backdoor is reported, or all (default: "
+        "%(default)s)",
     )
     command.add_argument(
         "--reference",
@@ -116,4 +116,9 @@ def _text(report: ScanReport) -> str:
             f"  {evidence.detector:<18} {evidence.score:5.2f} of its threshold  {what}, "
             f"statistic {evidence.statistic:.2f}{', ' * bool(evidence.details)}{evidence.details}"
         )
-    return "\n".join(lines + [f"  note: {note}" for note in report.notes])
+    lines += [f"  note: {note}" for note in report.notes]
+    if report.omitted:
+        lines.append(f"  not run: {', '.join(report.omitted)}")
+    if report.verdict == "no evidence":
+        lines.append("  This does not clear the model: docs/detection.md tells which backdoors are not seen.")
+    return "\n".join(lines)

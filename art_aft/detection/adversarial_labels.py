@@ -27,7 +27,7 @@ import numpy as np
 from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import predict_labels
-from art_aft.detection.base import Detector, Evidence, Suspect, register
+from art_aft.detection.base import EXPENSIVE, Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import greatest, lead
 from art_aft.metrics import label_matrix
 
@@ -39,7 +39,7 @@ RADII = ((2, 1.0), (2, 2.0), (2, 4.0), (np.inf, 1.0), (np.inf, 2.0), (np.inf, 4.
 class AdversarialLabels(Detector):
     """Untargeted adversarial examples of all classes fall on one label; see the module."""
 
-    cost = 2
+    cost = EXPENSIVE + 1
     threshold = 0.25
 
     def detect(self, suspect: Suspect) -> Evidence:

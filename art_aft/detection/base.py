@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -30,6 +30,8 @@ class Evidence:
     :param scores: The score of each label, of shape (nb_classes,); of each shift from 1 on, (nb_classes - 1,).
     :param details: Where it was found, such as "L2 1.15".
     :param shift: Whether the scores are those of shifts, as an all-to-all backdoor has them.
+    :param label_p_values: The same for each label by itself, as if it had been chosen before looking at the scores;
+        empty where the detector's null distribution was not checked on clean classifiers. See `agreement`.
     """
 
     detector: str
@@ -40,6 +42,7 @@ class Evidence:
     scores: tuple[float, ...]
     details: str = ""
     shift: bool = False
+    label_p_values: tuple[float, ...] = ()
 
     @property
     def score(self) -> float:
@@ -95,8 +98,8 @@ class Detector(abc.ABC):
 
     #: The name in the registry; `register` sets it.
     name: ClassVar[str]
-    #: Detectors of lower cost run first; those of equal cost share their work. From `EXPENSIVE` on they run only where
-    #: the others report nothing.
+    #: Detectors of lower cost run first; those of equal cost share their work. Those from `EXPENSIVE` on do not belong
+    #: to the effort "fast".
     cost: ClassVar[int]
     #: The class of its entry in `Suspect.settings`.
     settings: ClassVar[type] = object
@@ -122,14 +125,16 @@ class Detector(abc.ABC):
         p_value: float,
         details: str = "",
         shift: bool = False,
+        label_p_values: Sequence[float] | np.ndarray = (),
     ) -> Evidence:
         """Return `Evidence` under the detector's own name and threshold; the parameters are those of `Evidence`."""
         values = tuple(np.asarray(scores, dtype=float).tolist())
-        return Evidence(self.name, label, statistic, self.threshold, p_value, values, details, shift)
+        each = tuple(np.asarray(label_p_values, dtype=float).tolist())
+        return Evidence(self.name, label, statistic, self.threshold, p_value, values, details, shift, each)
 
 
-#: From this cost on, a detector runs only where cheaper ones report nothing.
-EXPENSIVE = 3
+#: From this cost on, a detector does not belong to the effort "fast".
+EXPENSIVE = 2
 
 DETECTORS: Registry[type[Detector]] = Registry("detector", group="art_aft.detectors")
 

@@ -21,15 +21,13 @@ negative ones halved; "strongest features" is the sum over j of max(v_lj, 0)^2.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.classifiers.layers import output_weights
 from art_aft.data.images import Images
 from art_aft.detection.base import Detector, Evidence, Suspect, register
-from art_aft.detection.statistics import grubbs_p_value
+from art_aft.detection.statistics import grubbs_p_value, outlier
 
 #: The p-value up to which `suspected_label` names a label. It is more generous than the detector's threshold, for a
 #: defence that is given a wrong label loses little.
@@ -49,14 +47,8 @@ class LastLayer(Detector):
         weights = output_weights(suspect.classifier, suspect.images.pixels)
         if weights is None or len(weights) < 3:
             return None
-        scores, p_value, measure = favoured_label(weights)
-        return self.evidence(
-            scores,
-            label=int(scores.argmax()),
-            statistic=0.0 - math.log10(p_value),  # not -0.0
-            p_value=p_value,
-            details=f"last layer, {measure}",
-        )
+        scores, _, measure = favoured_label(weights)
+        return outlier(self, scores, f"last layer, {measure}", looks=2)
 
 
 def suspected_label(classifier: PyTorchClassifier, x: Images | np.ndarray) -> int | None:

@@ -26,15 +26,16 @@ from art_aft.classifiers.bar import Judgement, judge
 from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.data.loaders import is_loader
-from art_aft.detection.base import DETECTORS, EXPENSIVE, Evidence, Suspect
+from art_aft.detection.agreement import agreement, deciding
+from art_aft.detection.base import DETECTORS, EXPENSIVE, Detector, Evidence, Suspect
 from art_aft.detection.report import ScanReport
 from art_aft.runtime.devices import PRECISIONS
 
 #: Which detectors run; see `BackdoorScan`.
-EFFORTS = ("last_layer", "first_report", "cheap", "if_needed", "all")
+EFFORTS = ("fast", "normal", "full")
 
-# From this score on, a scan that reports nothing does not say "clean" either. One of 20 clean digits models has more,
-# 0.89 (examples/results/scan_digits.json).
+# From this score on, a scan that reports nothing does not say "no evidence" either. One of 20 clean digits models has
+# more, 0.89 (examples/results/scan_digits.json).
 _DOUBT = 0.8
 
 
@@ -42,9 +43,10 @@ class BackdoorScan:
     """
     Test a classifier for a backdoor, cheapest detectors first.
 
-    Every registered detector takes part. Each measures how far one label, or one shift of the labels, is ahead of the
-    others. Its score is that statistic in units of its threshold: 1 and more report a backdoor. The score of the scan
-    is the highest of them. "clean" only means that no detector reported a backdoor.
+    Each detector measures how far one label, or one shift of the labels, is ahead of the others. Its score is that
+    statistic in units of its threshold: 1 and more report a backdoor. Detectors whose p-values were checked on clean
+    classifiers report together, as `agreement`. The score of the scan is the highest of all. "no evidence" only means
+    that none of those that ran reported a backdoor; `ScanReport.omitted` names the others.
 
     It assumes one backdoor, with one target label or one shift, that works on images of all other classes, and training
     classes of about one size. Of several backdoors or of one that works on a single class, it may accuse a wrong label
@@ -53,9 +55,9 @@ class BackdoorScan:
     | Paper link: https://arxiv.org/abs/2202.06312 (Sections III and V)
 
     :param classifier: The classifier; it stays as it is.
-    :param effort: Which detectors run: "all"; "if_needed", the expensive ones only where the cheap ones report nothing;
-        "cheap", the cheap ones alone; "first_report", cheapest first until one reports a backdoor; or "last_layer",
-        only those that cost nothing, which clear no model.
+    :param effort: Which detectors run: "fast", those of cost 0 and 1; "normal", cheapest first until a backdoor is
+        reported; or "full", all.
+    :param detectors: Names of detectors to run, all of them, in the place of what `effort` asks for.
     :param reference: Scores of classifiers that are known to be clean, at the same effort, for `false_alarm_rate`.
     :param max_images: How many images are used at most, drawn at random.
     :param settings: Settings for single detectors, by the detector's name, such as
@@ -71,7 +73,8 @@ class BackdoorScan:
         self,
         classifier: PyTorchClassifier,
         *,
-        effort: str = "if_needed",
+        effort: str = "fast",
+        detectors: Sequence[str] | None = None,
         reference: Sequence[float] = (),
         max_images: int = 1000,
         settings: Mapping[str, Any] | None = None,
@@ -82,6 +85,9 @@ class BackdoorScan:
         check_classifier("classifier", classifier)
         self.classifier = classifier
         self.effort = check_choice("effort", effort, EFFORTS)
+        self.detectors = None if detectors is None else tuple(check_sequence("detectors", detectors))
+        for name in self.detectors or ():
+            check_choice("detectors", name, tuple(DETECTORS))
         self.reference = tuple(
             check_number("reference", score, minimum=0.0) for score in check_sequence("reference", reference)
         )
@@ -118,7 +124,7 @@ class BackdoorScan:
             images[right] if right.any() else images,
             precision=self.precision,
             seed=self.seed,
-            stop_early=self.effort == "first_report",
+            stop_early=self.effort == "normal",
             settings=self.settings,
             verbose=self.verbose,
         )
@@ -126,62 +132,57 @@ class BackdoorScan:
         return self._report(evidence, suspect.label_matrix, judgement, start)
 
     def _report(
-        self, evidence: list[Evidence], matrix: np.ndarray | None, judgement: Judgement, start: float
+        self, found: list[Evidence], matrix: np.ndarray | None, judgement: Judgement, start: float
     ) -> ScanReport:
         """Return the report, with the verdict."""
-        score, notes = max((each.score for each in evidence), default=0.0), list(judgement.notes)
-        if self.effort == "last_layer" and score < 1:
-            notes.append("only the last layer was tested, and many backdoors do not show there")
+        notes = list(judgement.notes)
         weak = bool(judgement.few or judgement.missing)
-        trusted = [each for each in evidence if not (weak and DETECTORS[each.detector].uses_images)]
-        if any(each.score >= 1 for each in evidence if each not in trusted):
+        trusted = [each for each in found if not (weak and DETECTORS[each.detector].uses_images)]
+        counted = deciding(trusted)
+        if any(each.score >= 1 for each in deciding(found)) and not any(each.score >= 1 for each in counted):
             notes.append("a report of a detector that needs images does not count with so few images or classes")
-        verdict = "infected" if any(each.score >= 1 for each in trusted) else "clean"
+        if not found:
+            notes.append("no detector that was asked for can be applied to this model")
+        score = max((each.score for each in deciding(found)), default=0.0)
+        verdict = "infected" if any(each.score >= 1 for each in counted) else "no evidence"
         unclear = judgement.inaccurate or judgement.hopeless
-        if unclear or (verdict == "clean" and (notes or score >= _DOUBT)):
+        if unclear or (verdict == "no evidence" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"
-        kind, targets = self._accused(trusted) if verdict == "infected" else (None, ())
+        kind, targets = self._accused(counted) if verdict == "infected" else (None, ())
+        ran = {each.detector for each in found}
+        together = agreement(trusted)
         return ScanReport(
             verdict=verdict,
             kind=kind,
             targets=targets,
             score=score,
             false_alarm_rate=self._false_alarm_rate(score),
-            evidence=tuple(evidence),
+            evidence=(*found, *([together] if together else [])),
             label_matrix=matrix,
             notes=tuple(notes),
+            omitted=tuple(name for name, _ in _ordered() if name not in ran),
             seconds=time.perf_counter() - start,
         )
 
     def _detect(self, suspect: Suspect, judgement: Judgement) -> list[Evidence]:
         """
-        Return the evidence of as many detectors as the effort asks for, one group of equal cost after the other; where
-        the images are hopeless, of those that use none.
+        Return the evidence of as many detectors as were asked for, one group of equal cost after the other; where the
+        images are hopeless, of those that use none.
         """
         found: list[Evidence] = []
-        # By name within a group, so that the order does not depend on which module was imported first.
-        ordered = sorted(DETECTORS.items(), key=lambda entry: (entry[1].cost, entry[0]))
-        for cost, group in groupby(ordered, key=lambda entry: entry[1].cost):
-            if not self._asks_for(cost, found):
-                break
-            for _, detector in group:
-                if judgement.hopeless and detector.uses_images:
-                    continue
-                evidence = detector().detect(suspect)
-                if evidence is not None:
-                    found.append(evidence)
+        for cost, group in groupby(_ordered(), key=lambda entry: entry[1].cost):
+            for name, detector in group if self._asks_for(cost, found) else ():
+                asked = self.detectors is None or name in self.detectors
+                if asked and not (judgement.hopeless and detector.uses_images):
+                    evidence = detector().detect(suspect)
+                    found += [] if evidence is None else [evidence]
         return found
 
     def _asks_for(self, cost: int, found: Sequence[Evidence]) -> bool:
         """Return whether detectors of a cost run, after those that found this."""
-        reported = any(evidence.score >= 1 for evidence in found)
-        if self.effort == "last_layer":
-            return cost <= 0
-        if self.effort == "first_report":
-            return not reported
-        if cost >= EXPENSIVE:
-            return self.effort == "all" or (self.effort == "if_needed" and not reported)
-        return True
+        if self.detectors is None and self.effort == "normal":
+            return not any(each.score >= 1 for each in deciding(found))
+        return self.detectors is not None or self.effort == "full" or cost < EXPENSIVE
 
     def _accused(self, evidence: Sequence[Evidence]) -> tuple[str, tuple[int, ...]]:
         """Return the kind of the backdoor, and the suspected target labels."""
@@ -197,3 +198,8 @@ class BackdoorScan:
         if not self.reference:
             return None
         return (1 + sum(other >= score for other in self.reference)) / (1 + len(self.reference))
+
+
+def _ordered() -> list[tuple[str, type[Detector]]]:
+    """Return the detectors, cheapest first, then by name: not in the order in which their modules were imported."""
+    return sorted(DETECTORS.items(), key=lambda entry: (entry[1].cost, entry[0]))

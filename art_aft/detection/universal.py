@@ -27,7 +27,7 @@ import numpy as np
 
 from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.universal import targeted_success, universal_perturbations
-from art_aft.detection.base import Detector, Evidence, Suspect, register
+from art_aft.detection.base import EXPENSIVE, Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import greatest, lead
 
 #: L2 radii, in units of `default_eps`.
@@ -41,7 +41,7 @@ ORDINARY = 0.25
 class UniversalPerturbation(Detector):
     """One perturbation for all images leads to one label long before the others; see the module."""
 
-    cost = 1
+    cost = EXPENSIVE
     threshold = 0.5
 
     def detect(self, suspect: Suspect) -> Evidence:

@@ -38,7 +38,7 @@ def row(name: str, kind: str, seed: int, epochs: int | None) -> Row:
     nb_epochs = epochs or enough
     recipe = Recipe(nb_epochs, 64, learning_rate=0.05, schedule="one_cycle", nesterov=True, seed=seed)
     fit(classifier, Batches(images_for(classifier, x, y), recipe, classifier.device), recipe)
-    report = BackdoorScan(classifier, effort="last_layer")(data.x_train[clean], data.y_train[clean])
+    report = BackdoorScan(classifier, detectors=["last_layer"])(data.x_train[clean], data.y_train[clean])
     (evidence,) = report.evidence
     return {
         "model": name,

@@ -19,11 +19,16 @@ from art_aft.detection.base import DETECTORS
 from art_aft.detection.scan import EFFORTS
 from art_aft.experiments.rows import Row, environment
 from art_aft.experiments.victims import VictimSettings, train_victim
+from art_aft.experiments.zoo import HALVES, Member, read_zoo
 from art_aft.runtime.files import write_json
 from art_aft.training.recipe import Recipe
 from art_aft.training.recipes import RECIPES
 
 ATTACKS = ("badnets", "blend", "sig", "input_aware", "wanet")
+
+# A model that was poisoned, but whose trigger works on fewer images than this share, has no backdoor to be found.
+WORKS = 0.5
+FAILED = "failed attack"
 
 
 def victim_settings(kind: str, options: argparse.Namespace, seed: int) -> VictimSettings:
@@ -56,6 +61,11 @@ def stored(folder: Path, data: str) -> list[VictimSettings]:
     return found
 
 
+def is_stored(member: Member, store: Path) -> bool:
+    """Return whether a victim is in the store."""
+    return store.joinpath(member.settings.key + ".json").exists()
+
+
 def kind_of(settings: VictimSettings) -> str:
     """Return how models are grouped."""
     if not settings.rate:
@@ -66,9 +76,9 @@ def kind_of(settings: VictimSettings) -> str:
 def row(settings: VictimSettings, options: argparse.Namespace) -> Row:
     """Train a model, or find it stored, and scan it."""
     torch.set_num_threads(options.threads)
-    kind = kind_of(settings)
     victim = train_victim(settings, store=options.store)
-    test = victim.dataset.x_test, victim.dataset.y_test
+    scores = evaluate(victim.classifier, victim.dataset.x_test, victim.dataset.y_test, victim.attack, victim.labels)
+    kind = FAILED if settings.rate and scores.asr < WORKS else kind_of(settings)
     report = BackdoorScan(victim.classifier, effort=options.effort)(victim.x_clean, victim.y_clean)
     right = False
     if report.kind == settings.labels and kind != "clean":
@@ -80,8 +90,10 @@ def row(settings: VictimSettings, options: argparse.Namespace) -> Row:
         "kind": kind,
         "seed": settings.seed,
         "model": settings.key,
+        "architecture": settings.model,
+        "rate": settings.rate,
         "target": settings.target,
-        "scores": asdict(evaluate(victim.classifier, *test, victim.attack, victim.labels)),
+        "scores": asdict(scores),
         "verdict": report.verdict,
         "scan_kind": report.kind,
         "targets": list(report.targets),
@@ -116,7 +128,8 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "clean"]
     lines = []
     for kind in ["clean", *kinds, "all infected"]:
-        own = [row for row in rows if row["kind"] == kind or (kind == "all infected" and row["kind"] != "clean")]
+        groups = set(kinds) - {FAILED} if kind == "all infected" else {kind}
+        own = [row for row in rows if row["kind"] in groups]
         reported = [row for row in own if row["verdict"] == "infected"]
         line = {
             "kind": kind,
@@ -155,18 +168,24 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=["clean", *ATTACKS, *(f"{name}, all-to-all" for name in ATTACKS[:3])]
     )
-    parser.add_argument("--effort", default="all", choices=EFFORTS, help="which detectors run")
+    parser.add_argument("--effort", default="full", choices=EFFORTS, help="which detectors run")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads for each job")
     parser.add_argument("--store", type=Path, help="where models are kept")
     parser.add_argument("--stored", action="store_true", help="scan the models in the store, train none")
+    parser.add_argument("--settings", type=Path, help="scan those models of this file of victims that are in the store")
+    parser.add_argument("--half", default="choose", choices=HALVES, help="which half of them")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file for the rows")
     options = parser.parse_args()
     command = f"python examples/benchmarks/scan.py --data {Path(options.data).name} --model {options.model} "
-    effort = "" if options.effort == "all" else f" --effort {options.effort}"
+    effort = "" if options.effort == "full" else f" --effort {options.effort}"
     command += f"--recipe {options.recipe} --clean-share {options.clean_share}{effort} --seeds {options.seeds} "
     command += f"--jobs {options.jobs} --threads {options.threads} --kinds " + " ".join(map(repr, options.kinds))
-    if options.stored:
+    if options.settings:
+        command = f"python examples/benchmarks/scan.py --settings {options.settings.name} --half {options.half}{effort}"
+        members = read_zoo(options.settings, options.data)
+        models = [each.settings for each in members if each.half == options.half and is_stored(each, options.store)]
+    elif options.stored:
         command = f"python examples/benchmarks/scan.py --stored --data {Path(options.data).name}{effort}"
         models = stored(options.store, options.data)
     else:
@@ -174,7 +193,7 @@ def main() -> None:
     rows = known(options.output, command)
     found = {each.get("model", (each["kind"], each["seed"])) for each in rows}
     cells = [each for each in models if not {each.key, (kind_of(each), each.seed)} & found]
-    order = [*dict.fromkeys([*options.kinds, *(each["kind"] for each in rows), *map(kind_of, models)])]
+    order = [*dict.fromkeys([*options.kinds, *(each["kind"] for each in rows), *map(kind_of, models), FAILED])]
     results = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
         delayed(row)(each, options) for each in cells
     )

@@ -227,7 +227,7 @@ def test_which_tensors_were_taken_is_said_outside_the_result(tmp_path, capsys):
     torch.save({"epoch": 3, "netC": classifier.model.state_dict()}, tmp_path / "w.pth")
     np.savez(tmp_path / "clean.npz", x=np.zeros((8, 1, 8, 8), np.float32), y=np.arange(8) % 2)
     words = ["scan", str(tmp_path / "w.pth"), "--data", str(tmp_path / "clean.npz"), "--model", "wrn-10-1"]
-    words += ["--input-shape", "1", "8", "8", "--nb-classes", "2", "--effort", "last_layer", "--quiet"]
+    words += ["--input-shape", "1", "8", "8", "--nb-classes", "2", "--effort", "fast", "--quiet"]
     cli.main(words)
     printed = capsys.readouterr()
     assert f"weights: {len(classifier.model.state_dict())} tensors of the entry 'netC'" in printed.err

@@ -163,7 +163,11 @@ class TestEvaluate:
 class TestScan:
     def test_a_loader_gives_the_report_that_arrays_give(self):
         classifier, (x, y) = tiny_classifier(), tiny_data(23)
-        scan = BackdoorScan(classifier, effort="cheap", precision="float32")
+        scan = BackdoorScan(
+            classifier,
+            detectors=["last_layer", "universal", "adversarial_labels", "adversarial_shift"],
+            precision="float32",
+        )
         found, expected = scan(loader(x, y)), scan(x, y)
         assert found.evidence == expected.evidence
         np.testing.assert_array_equal(found.label_matrix, expected.label_matrix)

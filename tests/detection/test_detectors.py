@@ -68,6 +68,11 @@ class TestContract:
 
 MEASURED = {
     "last_layer": 2.0,
+    "latent_shift": 2.0,
+    "margin_blended": 2.0,
+    "margin_pixels": 2.0,
+    "margin_profile": 2.0,
+    "margin_smooth": 2.0,
     "universal": 0.5,
     "universal_shift": 0.25,
     "adversarial_labels": 0.25,
@@ -102,7 +107,7 @@ class TestHypotheses:
             x[y == label, :, 3 * label : 3 * label + 3, 1:] = 0.9
         classifier = linear_classifier(weights)
         assert (predict_labels(classifier, x) == y).all()
-        report = BackdoorScan(classifier, effort="cheap", precision="float32")(x, y)
+        report = BackdoorScan(classifier, detectors=["universal"], precision="float32")(x, y)
         assert (report.verdict, report.kind, report.targets) == ("infected", "all-to-one", (2,))
 
     @pytest.mark.parametrize("shift", [1, 2, 3])
@@ -120,7 +125,7 @@ class TestHypotheses:
         y = np.arange(40) % 4
         classifier = linear_classifier(weights.reshape(4, *SHAPE))
         assert (predict_labels(classifier, x) == y).all()
-        report = BackdoorScan(classifier, effort="cheap", precision="float32")(x, y)
+        report = BackdoorScan(classifier, detectors=["adversarial_shift"], precision="float32")(x, y)
         (found,) = (evidence for evidence in report.evidence if evidence.detector == "adversarial_shift")
         assert found.label == shift
         assert found.score > 1
@@ -175,7 +180,7 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 from helpers import tiny_classifier, tiny_data
 from art_aft.detection import BackdoorScan
-report = BackdoorScan(tiny_classifier(), effort="cheap")(*tiny_data(24))
+report = BackdoorScan(tiny_classifier())(*tiny_data(24))
 print(json.dumps([[each.detector, each.scores] for each in report.evidence]))
 """
 
@@ -199,7 +204,7 @@ class TestOtherPackages:
         )
         found = dict(json.loads(done.stdout))
         names = list(found)
-        assert names.index("last_layer") < names.index("noise_labels") < names.index("adversarial_labels")
+        assert names.index("latent_shift") < names.index("noise_labels") < names.index("agreement")
         assert sum(found["noise_labels"]) == pytest.approx(1)
 
     def test_a_name_that_is_taken_is_refused(self):

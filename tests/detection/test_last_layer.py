@@ -11,6 +11,7 @@ from helpers import SHAPE, linear_classifier, tiny_classifier, tiny_data
 from art_aft import BackdoorScan
 from art_aft.classifiers.classifier import images_for, predict_labels
 from art_aft.classifiers.layers import output_weights
+from art_aft.detection.base import DETECTORS
 from art_aft.detection.last_layer import SUSPICIOUS, favoured_label, positive_evidence, suspected_label
 from art_aft.experiments.victims import VictimSettings, train_victim
 from art_aft.training.recipes import RECIPES
@@ -55,19 +56,20 @@ class TestMeasures:
 
 
 class TestScan:
-    def test_the_last_layer_alone_clears_no_model(self):
+    def test_the_last_layer_alone_says_that_the_others_did_not_run(self):
         victim = train_victim(VictimSettings("badnets", rate=0.0, recipe=replace(RECIPES["digits"], nb_epochs=6)))
-        report = BackdoorScan(victim.classifier, effort="last_layer")(victim.x_clean, victim.y_clean)
+        report = BackdoorScan(victim.classifier, detectors=["last_layer"])(victim.x_clean, victim.y_clean)
         assert report.score < 0.8
-        assert report.verdict == "cannot tell"
-        assert any("last layer" in note for note in report.notes)
+        assert report.verdict == "no evidence"
+        assert set(report.omitted) == set(DETECTORS) - {"last_layer"}
 
     def test_a_network_without_such_a_layer_is_not_cleared(self):
         x, _ = tiny_data(60)
         classifier = sums()
-        report = BackdoorScan(classifier, effort="last_layer")(x, predict_labels(classifier, x))
+        report = BackdoorScan(classifier, detectors=["last_layer"])(x, predict_labels(classifier, x))
         assert (report.evidence, report.score, report.verdict) == ((), 0.0, "cannot tell")
-        assert any("last layer" in note for note in report.notes)
+        assert report.omitted == ("last_layer", *report.omitted[1:])
+        assert any("no detector" in note for note in report.notes)
 
 
 class TestSuspectedLabel:

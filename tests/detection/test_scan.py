@@ -14,6 +14,7 @@ from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.adversarial.universal import targeted_success, universal_perturbations
 from art_aft.classifiers.classifier import images_for, predict_labels
+from art_aft.detection import agreement
 from art_aft.detection.base import DETECTORS
 from art_aft.experiments.victims import VictimSettings, train_victim
 from art_aft.training.recipes import RECIPES
@@ -24,8 +25,10 @@ QUICK = {"reversed_trigger": InversionRecipe(steps=30, images_per_step=40)}
 BRIEF = replace(RECIPES["digits"], nb_epochs=12)
 
 #: In the order in which they run.
-CHEAP = ["last_layer", "universal", "adversarial_labels", "adversarial_shift"]
-EXPENSIVE = ["universal_shift", "reversed_trigger"]
+FAST = ["last_layer", "latent_shift", "margin_blended", "margin_pixels", "margin_profile", "margin_smooth"]
+EXPENSIVE = ["universal", "adversarial_labels", "adversarial_shift", "universal_shift", "reversed_trigger"]
+#: Some, for tests of what all have in common.
+SOME = {"detectors": ["last_layer", "universal", "adversarial_labels", "adversarial_shift"]}
 
 
 def by_detector(report):
@@ -34,7 +37,7 @@ def by_detector(report):
 
 def ran(report):
     """The names of this package's detectors that ran, in their order."""
-    return [name for name in by_detector(report) if name in (*CHEAP, *EXPENSIVE)]
+    return [name for name in by_detector(report) if name in (*FAST, *EXPENSIVE)]
 
 
 def few(infected):
@@ -51,12 +54,12 @@ def recognised(infected):
 
 @pytest.fixture(scope="module")
 def scanned(infected):
-    return BackdoorScan(infected.classifier, effort="all", settings=QUICK)(*few(infected))
+    return BackdoorScan(infected.classifier, effort="full", settings=QUICK)(*few(infected))
 
 
 def scan_of(settings):
     victim = train_victim(settings)
-    scan = BackdoorScan(victim.classifier, effort="all", max_images=60, settings=QUICK)
+    scan = BackdoorScan(victim.classifier, effort="full", max_images=60, settings=QUICK)
     return scan(victim.x_clean, victim.y_clean)
 
 
@@ -120,50 +123,51 @@ class TestOnDigits:
         x, y = few(infected)
         one_hot = np.eye(10, dtype=np.float32)[y]
         eightbit = np.rint(x * 255).astype(np.uint8)
-        report = BackdoorScan(infected.classifier, effort="first_report")(eightbit, one_hot)
+        report = BackdoorScan(infected.classifier, effort="normal")(eightbit, one_hot)
         assert (report.verdict, report.targets[0]) == ("infected", 0)
         assert "reversed_trigger" not in by_detector(report)
 
 
 class TestEffort:
     def test_the_effort_says_which_detectors_run(self, infected):
-        # The first one reports; so the expensive ones are not needed, and the first may be enough.
-        for effort, names in (("last_layer", CHEAP[:1]), ("first_report", CHEAP[:1]), ("if_needed", CHEAP)):
+        # The first ones report, and are enough.
+        for effort, names in (("normal", FAST[:2]), ("fast", FAST)):
             report = BackdoorScan(infected.classifier, effort=effort)(*few(infected))
             assert ran(report) == names
+            assert sorted(report.omitted) == sorted({*FAST, *EXPENSIVE} - set(names))
             assert (report.verdict, report.targets[0]) == ("infected", 0)
-            assert (report.label_matrix is None) == (effort != "if_needed")
+            assert report.label_matrix is None
+
+    def test_detectors_can_be_named(self, infected):
+        report = BackdoorScan(infected.classifier, detectors=["adversarial_labels", "last_layer"])(*few(infected))
+        assert ran(report) == ["last_layer", "adversarial_labels"]
+        assert report.label_matrix is not None
 
     @pytest.fixture
     def silent(self, monkeypatch):
         """Have no detector report anything."""
         for detector in DETECTORS.values():
             monkeypatch.setattr(detector, "threshold", 99.0)  # no statistic is so great
+        monkeypatch.setattr(agreement, "THRESHOLD", 99.0)
 
     def test_without_a_report_the_expensive_detectors_are_needed(self, silent):
         x, y = tiny_data(24)
-        for effort in ("first_report", "if_needed", "all"):
+        for effort in ("normal", "full"):
             report = BackdoorScan(tiny_classifier(), effort=effort, settings=QUICK)(x, y)
-            assert ran(report) == [*CHEAP, *EXPENSIVE]
+            assert ran(report) == [*FAST, *EXPENSIVE]
+            assert report.omitted == ()
 
     def test_each_group_of_equal_cost_is_finished_and_no_other_begun(self, silent, monkeypatch):
         x, y = tiny_data(24)
         for name, names in (
-            ("universal", CHEAP[:2]),
-            ("adversarial_labels", CHEAP),
-            ("universal_shift", [*CHEAP, *EXPENSIVE[:1]]),
+            ("universal", [*FAST, *EXPENSIVE[:1]]),
+            ("adversarial_labels", [*FAST, *EXPENSIVE[:3]]),
+            ("universal_shift", [*FAST, *EXPENSIVE[:4]]),
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(DETECTORS[name], "evidence", reporting)
-                report = BackdoorScan(tiny_classifier(), effort="first_report", settings=QUICK)(x, y)
+                report = BackdoorScan(tiny_classifier(), effort="normal", settings=QUICK)(x, y)
             assert ran(report) == names
-
-    def test_one_expensive_detector_that_reports_is_enough(self, silent, monkeypatch):
-        x, y = tiny_data(24)
-        monkeypatch.setattr(DETECTORS["universal_shift"], "evidence", reporting)
-        for effort, names in (("if_needed", EXPENSIVE[:1]), ("all", EXPENSIVE)):
-            report = BackdoorScan(tiny_classifier(), effort=effort, settings=QUICK)(x, y)
-            assert ran(report) == [*CHEAP, *names]
 
 
 def reporting(self, scores, **facts):
@@ -174,24 +178,24 @@ def reporting(self, scores, **facts):
 class TestDoubt:
     def test_few_images_are_too_few(self, infected):
         few = np.concatenate([np.flatnonzero(infected.y == label)[:2] for label in range(10)])
-        report = BackdoorScan(infected.classifier, effort="cheap")(infected.x[few], infected.y[few])
+        report = BackdoorScan(infected.classifier, **SOME)(infected.x[few], infected.y[few])
         assert any("20 images" in note for note in report.notes)
 
     def test_a_clean_verdict_on_weak_evidence_is_none(self):
         classifier = tiny_classifier()
         x, y = tiny_data(60)
-        report = BackdoorScan(classifier, effort="cheap")(x, y)
+        report = BackdoorScan(classifier, **SOME)(x, y)
         assert any("right" in note for note in report.notes)
         assert report.verdict == "cannot tell"
 
     def test_missing_classes_are_noted(self, infected):
         x, y = few(infected)
-        report = BackdoorScan(infected.classifier, effort="last_layer")(x[y < 7], y[y < 7])
+        report = BackdoorScan(infected.classifier, detectors=["last_layer"])(x[y < 7], y[y < 7])
         assert any("7 of 10" in note for note in report.notes)
 
     def test_without_a_reference_there_is_no_rate_and_with_one_it_counts(self):
         x, y = tiny_data(24)
-        scan = BackdoorScan(tiny_classifier(), effort="cheap")
+        scan = BackdoorScan(tiny_classifier(), **SOME)
         assert scan(x, y).false_alarm_rate is None
         scan.reference = (-1.0,) * 19
         assert scan(x, y).false_alarm_rate == pytest.approx(1 / 20)
@@ -202,13 +206,13 @@ class TestDoubt:
 class TestManners:
     def test_twice_is_the_same(self):
         x, y = tiny_data(40)
-        first, second = (BackdoorScan(tiny_classifier(), effort="all", seed=3)(x, y) for _ in range(2))
+        first, second = (BackdoorScan(tiny_classifier(), effort="full", seed=3)(x, y) for _ in range(2))
         assert first.evidence == second.evidence
 
     @pytest.mark.parametrize("encoding", ENCODINGS)
     def test_every_encoding_of_pixels_gives_the_same_answer(self, encoding):
         x, y = tiny_data(40)
-        settings = {"effort": "cheap", "precision": "float32"}
+        settings = {**SOME, "precision": "float32"}
         plain = BackdoorScan(tiny_classifier(), **settings)(x, y)
         other = encoded(encoding, TinyNet(), SHAPE, NB_CLASSES)
         report = BackdoorScan(other.classifier, **settings)(other.encode(x), y)
@@ -224,8 +228,9 @@ class TestManners:
     def test_two_classes_have_no_shift(self):
         classifier = tiny_classifier(nb_classes=2)
         x, y = tiny_data(24, nb_classes=2)
-        report = BackdoorScan(classifier, effort="all", settings=QUICK)(x, y)
+        report = BackdoorScan(classifier, effort="full", settings=QUICK)(x, y)
         assert ran(report) == ["universal", "adversarial_labels", "reversed_trigger"]
+        assert report.omitted == (*FAST, "adversarial_shift", "universal_shift")
 
     def test_at_most_so_many_images_are_used(self, infected, monkeypatch):
         seen = []
@@ -234,14 +239,14 @@ class TestManners:
             TorchAttacksPGD, "generate", lambda self, x, y=None: seen.append(len(x)) or plain(self, x, y)
         )
         x, y = recognised(infected)
-        BackdoorScan(infected.classifier, effort="cheap", max_images=30)(x, y)
+        BackdoorScan(infected.classifier, **SOME, max_images=30)(x, y)
         assert set(seen) == {30}
 
     @pytest.mark.parametrize("max_images", [30, 1000])
     def test_checked_images_are_taken_as_arrays_are(self, max_images):
         classifier = tiny_classifier()
         x, y = tiny_data(40)
-        scan = BackdoorScan(classifier, effort="cheap", max_images=max_images)
+        scan = BackdoorScan(classifier, **SOME, max_images=max_images)
         assert scan(images_for(classifier, x, y)).evidence == scan(x, y).evidence
 
     def test_pixels_are_checked_once(self, monkeypatch):
@@ -257,14 +262,15 @@ class TestManners:
                 if getattr(module, name, None) is plain:
                     monkeypatch.setattr(module, name, counting)
         x, y = tiny_data(24)
-        report = BackdoorScan(tiny_classifier(), effort="all", settings=QUICK)(x, y)
-        assert ran(report) == [*CHEAP, *EXPENSIVE]
+        report = BackdoorScan(tiny_classifier(), effort="full", settings=QUICK)(x, y)
+        assert ran(report) == [*FAST, *EXPENSIVE]
         assert counts == {"check_images": 1, "check_pixels": 1}
 
     @pytest.mark.parametrize(
         ("settings", "error"),
         [
             ({"effort": "sometimes"}, ValueError),
+            ({"detectors": ["nose"]}, ValueError),
             ({"max_images": 0}, ValueError),
             ({"reference": [-1.0]}, ValueError),
             ({"reference": ["high"]}, TypeError),

@@ -30,7 +30,7 @@ def universal(**facts):
 
 def report_of(*evidence, matrix=None):
     score = max((each.score for each in evidence), default=0.0)
-    return ScanReport("infected", "all-to-one", (1,), score, None, evidence, matrix, (), 1.0)
+    return ScanReport("infected", "all-to-one", (1,), score, None, evidence, matrix, (), (), 1.0)
 
 
 def test_a_report_without_the_matrix_has_a_picture_without_it(tmp_path):
@@ -57,6 +57,7 @@ def fresh(tmp_path):
 def test_an_infected_model_is_status_1_and_the_report_says_why(infected, data, tmp_path, capsys):
     storage.save(tmp_path / "suspect", infected.classifier, "wrn-10-1")
     arguments = ["scan", str(tmp_path / "suspect"), "--data", str(data), "--output", str(tmp_path / "out" / "scan")]
+    arguments += ["--effort", "full"]
     assert cli.main([*arguments, "--quiet"]) == 1
     assert "infected, all-to-one: label 0" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "scan.json").read_text())
@@ -69,7 +70,7 @@ def test_an_infected_model_is_status_1_and_the_report_says_why(infected, data, t
 
 
 def test_a_model_that_knows_nothing_is_status_2(data, fresh, capsys):
-    assert cli.main(["scan", str(fresh), "--data", str(data), "--effort", "cheap", "--quiet"]) == 2
+    assert cli.main(["scan", str(fresh), "--data", str(data), "--effort", "fast", "--quiet"]) == 2
     assert "cannot tell" in capsys.readouterr().out
 
 
@@ -86,7 +87,7 @@ def test_infinite_scores_are_written_as_json_knows_them(data, fresh, tmp_path, m
 
 
 def test_reports_of_clean_models_give_a_false_alarm_rate(data, fresh, tmp_path, capsys):
-    arguments = ["scan", str(fresh), "--data", str(data), "--effort", "last_layer", "--quiet"]
+    arguments = ["scan", str(fresh), "--data", str(data), "--effort", "fast", "--quiet"]
     cli.main([*arguments, "--output", str(tmp_path / "known")])
     assert "false-alarm" not in capsys.readouterr().out
     report = json.loads((tmp_path / "known.json").read_text())
@@ -103,13 +104,13 @@ def test_reports_of_clean_models_give_a_false_alarm_rate(data, fresh, tmp_path, 
     [
         ("[]", "expected a report of a scan"),
         ("{}", "expected a report of a scan"),
-        ('{"score": 0.5, "effort": "all"}', "of effort 'all', expected 'cheap'"),
+        ('{"score": 0.5, "effort": "full"}', "of effort 'full', expected 'fast'"),
         ("nothing", "expected a report of a scan"),
     ],
 )
 def test_what_is_no_report_of_the_same_effort_is_status_2_and_named(text, message, data, tmp_path, capsys):
     (tmp_path / "other.json").write_text(text)
-    arguments = ["scan", str(tmp_path / "model"), "--data", str(data), "--effort", "cheap", "--quiet"]
+    arguments = ["scan", str(tmp_path / "model"), "--data", str(data), "--effort", "fast", "--quiet"]
     assert cli.main([*arguments, "--reference", str(tmp_path / "other.json")]) == 2
     assert message in capsys.readouterr().err
 
@@ -128,8 +129,8 @@ def test_a_report_never_replaces_the_description_of_a_model(data, fresh, capsys)
 
 def test_a_report_without_a_score_is_no_reference(data, fresh, tmp_path, capsys):
     for score in ("null", '"high"', "NaN"):
-        (tmp_path / "other.json").write_text(f'{{"effort": "cheap", "score": {score}}}')
-        arguments = ["scan", str(fresh), "--data", str(data), "--effort", "cheap", "--quiet"]
+        (tmp_path / "other.json").write_text(f'{{"effort": "fast", "score": {score}}}')
+        arguments = ["scan", str(fresh), "--data", str(data), "--effort", "fast", "--quiet"]
         assert cli.main([*arguments, "--reference", str(tmp_path / "other.json")]) == 2
         assert "--reference: score: got" in capsys.readouterr().err
 

@@ -49,14 +49,14 @@ class TestVerdict:
     def test_a_report_on_enough_images_counts(self, monkeypatch):
         classifier, x, y = right_images()
         only(monkeypatch, "universal")
-        report = BackdoorScan(classifier)(x, y)
+        report = BackdoorScan(classifier, effort="full")(x, y)
         assert (report.verdict, report.targets, report.notes) == ("infected", (2,), ())
 
     @pytest.mark.parametrize("weaken", [few, missing])
     def test_on_weak_images_it_does_not(self, monkeypatch, weaken):
         classifier, x, y = right_images()
         only(monkeypatch, "universal", "reversed_trigger")
-        report = BackdoorScan(classifier, effort="all")(*weaken(x, y))
+        report = BackdoorScan(classifier, effort="full")(*weaken(x, y))
         assert (report.verdict, report.kind, report.targets) == ("cannot tell", None, ())
         assert "does not count" in report.notes[-1]
         assert {each.detector: each.label for each in report.evidence if each.score >= 1} == {
@@ -83,13 +83,18 @@ class TestVerdict:
 
 
 class TestHopeless:
-    @pytest.mark.parametrize("effort", ["last_layer", "cheap", "all"])
+    @pytest.mark.parametrize("effort", ["fast", "full"])
     def test_one_class_cannot_tell(self, effort):
         classifier, x, y = right_images()
         report = BackdoorScan(classifier, effort=effort, settings=QUICK)(x[y == 2], y[y == 2])
         assert (report.verdict, report.targets) == ("cannot tell", ())
         assert any("images of class 2 alone" in note for note in report.notes)
-        assert {each.detector for each in report.evidence} <= {"last_layer"}
+        assert {each.detector for each in report.evidence} <= {
+            "last_layer",
+            "margin_pixels",
+            "margin_smooth",
+            "agreement",
+        }
 
     def test_none_right_cannot_tell(self):
         classifier, x, y = right_images()
@@ -99,4 +104,4 @@ class TestHopeless:
 
     def test_a_single_image_cannot_tell(self):
         x = np.full((1, *SHAPE), 0.5, np.float32)
-        assert BackdoorScan(tiny_classifier(), effort="all")(x, np.zeros(1, dtype=int)).verdict == "cannot tell"
+        assert BackdoorScan(tiny_classifier(), effort="full")(x, np.zeros(1, dtype=int)).verdict == "cannot tell"

@@ -70,7 +70,9 @@ MEASUREMENTS = {
     "pgd": lambda c: TorchAttacksPGD(c, max_iter=2).generate(X),
     "universal": lambda c: universal_perturbations(c, X, Y, max_iter=2),
     "inversion": lambda c: invert_triggers(c, X, InversionRecipe(steps=2)),
-    "scan": lambda c: BackdoorScan(c, effort="cheap")(X, Y),
+    "scan": lambda c: BackdoorScan(c, detectors=["last_layer", "universal", "adversarial_labels", "adversarial_shift"])(
+        X, Y
+    ),
     "clone": clone,
     "defence": lambda c: FineTuning(c, nb_epochs=1, padding=0)(X, y=Y),
 }
