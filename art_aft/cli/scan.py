@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     command.add_argument("--output", type=Path, help="where the report goes: OUTPUT.json and a picture, OUTPUT.png")
     command.add_argument(
         "--effort",
-        default="fast",
+        default="normal",
         choices=EFFORTS,
         help="which detectors run: the fast ones, cheapest first until a backdoor is reported, or all (default: "
         "%(default)s)",

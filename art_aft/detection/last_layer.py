@@ -29,6 +29,11 @@ from art_aft.data.images import Images
 from art_aft.detection.base import Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import grubbs_p_value, outlier
 
+#: What a label's p-value is at least where detectors agree. A class that is much larger than the others in the training
+#: set favours its label in the same way: of six clean digit models, one class three or eight times as large as the
+#: others, all were reported by the last layer alone, and none with this bound.
+SUPPORT = 1e-3
+
 #: The p-value up to which `suspected_label` names a label. It is more generous than the detector's threshold, for a
 #: defence that is given a wrong label loses little.
 SUSPICIOUS = 0.1
@@ -48,7 +53,7 @@ class LastLayer(Detector):
         if weights is None or len(weights) < 3:
             return None
         scores, _, measure = favoured_label(weights)
-        return outlier(self, scores, f"last layer, {measure}", looks=2)
+        return outlier(self, scores, f"last layer, {measure}", looks=2, least=SUPPORT)
 
 
 def suspected_label(classifier: PyTorchClassifier, x: Images | np.ndarray) -> int | None:

@@ -29,6 +29,7 @@ from scipy.optimize import nnls
 from art_aft.classifiers.classifier import predict_logits
 from art_aft.classifiers.layers import output_weights
 from art_aft.detection.base import Detector, Evidence, Suspect, register
+from art_aft.detection.last_layer import SUPPORT
 from art_aft.detection.statistics import outlier
 
 
@@ -51,7 +52,9 @@ class LatentShift(Detector):
         # One that no shift reaches counts as the farthest, one that all images have as a millionth of it.
         farthest = max(float(norms[reached].max()), np.finfo(float).tiny)
         scores = -np.log(np.clip(norms, 1e-6 * farthest, farthest))
-        return outlier(self, scores, f"latent shift of L2 {norms.min():.3g}, median {np.median(norms):.3g}")
+        return outlier(
+            self, scores, f"latent shift of L2 {norms.min():.3g}, median {np.median(norms):.3g}", least=SUPPORT
+        )
 
 
 def smallest_shifts(weights: np.ndarray, logits: np.ndarray) -> np.ndarray:

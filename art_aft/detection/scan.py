@@ -73,7 +73,7 @@ class BackdoorScan:
         self,
         classifier: PyTorchClassifier,
         *,
-        effort: str = "fast",
+        effort: str = "normal",
         detectors: Sequence[str] | None = None,
         reference: Sequence[float] = (),
         max_images: int = 1000,

@@ -99,7 +99,7 @@ def lead(detector: Detector, scores: np.ndarray, details: str, *, shift: bool = 
     )
 
 
-def outlier(detector: Detector, scores: np.ndarray, details: str, *, looks: int = 1) -> Evidence:
+def outlier(detector: Detector, scores: np.ndarray, details: str, *, looks: int = 1, least: float = 0.0) -> Evidence:
     """
     Return evidence whose statistic is -log10 of the p-value of `grubbs_p_value`, with a p-value for each label.
 
@@ -107,6 +107,7 @@ def outlier(detector: Detector, scores: np.ndarray, details: str, *, looks: int 
     :param scores: The score of each label, of shape (nb_classes,).
     :param details: Where it was found.
     :param looks: Among how many measures this one was chosen, with which p-values are multiplied (Bonferroni's bound).
+    :param least: What a label's own p-value is at least, where the detector is to support others and not to decide.
     """
     p_value = min(1.0, looks * grubbs_p_value(scores))
     return detector.evidence(
@@ -115,7 +116,7 @@ def outlier(detector: Detector, scores: np.ndarray, details: str, *, looks: int 
         statistic=0.0 - math.log10(p_value),  # not -0.0
         p_value=p_value,
         details=details,
-        label_p_values=np.minimum(1.0, looks * tail_probabilities(scores)),
+        label_p_values=np.clip(looks * tail_probabilities(scores), least, 1.0),
     )
 
 
