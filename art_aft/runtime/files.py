@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,46 @@ def replacing_all(writes: Mapping[Path, Callable[[Path], Any]]) -> None:
     Write several files beside their places, and move them there when all of them are whole.
 
     A process that is killed between two moves leaves the first files without the last one, which should therefore be
-    able to tell whether the others belong to it.
+    able to tell whether the others belong to it. Temporary files of a killed process are removed by the next one that
+    writes the same file, where the system has `flock`.
 
     :param writes: For each path what writes it, called with a temporary path. Folders are made.
     """
     # A process may write the same file in two threads, and two machines may have processes of the same number.
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = {path: path.with_name(f"{path.name}.{token}.part") for path in writes}
+    handles: list[int | None] = []
     try:
         for path, write in writes.items():
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_remains(path)
+            handles.append(_hold(temporary[path]))
             write(temporary[path])
         for path, part in temporary.items():
             os.replace(part, path)
     finally:
         for part in temporary.values():
             part.unlink(missing_ok=True)
+        for handle in handles:
+            if handle is not None:
+                os.close(handle)
+
+
+def _hold(part: Path) -> int | None:
+    """Return the handle of a file's lock; None if it is held by another, or where there are no such locks."""
+    if fcntl:
+        with suppress(OSError):  # some network file systems have no locks
+            return _take(part)
+    return None
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove the temporary files beside a path that nobody is writing: who wrote them was killed."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        handle = _hold(part)
+        if handle is not None:
+            part.unlink(missing_ok=True)
+            os.close(handle)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -81,6 +82,59 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+# The module alone: importing the package takes seconds.
+MODULE = """
+import importlib.util, pathlib, sys, time
+
+spec = importlib.util.spec_from_file_location("files", sys.argv[1])
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+
+def wait(*_):
+    print("ready", flush=True)
+    time.sleep(600)
+
+"""
+
+
+@contextmanager
+def waiting(statement, place):
+    """A process that runs a statement, in which it waits."""
+    program = [sys.executable, "-c", MODULE + statement, files.__file__, str(place)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no flock")
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_that_writes_the_file(tmp_path):
+    place, other = tmp_path / "rows[1].json", tmp_path / "rows[1].json.notes.part.txt"
+    other.touch()
+    with waiting("files.replacing(pathlib.Path(sys.argv[2]), wait)", place) as process:
+        assert len(parts := list(tmp_path.glob("*.part"))) == 1
+        write_text(place, "first")
+        assert list(tmp_path.glob("*.part")) == parts  # it is being written
+        process.kill()
+        process.wait()
+    assert list(tmp_path.glob("*.part")) == parts
+    write_text(place, "second")
+    assert sorted(os.listdir(tmp_path)) == [place.name, other.name]
+    assert place.read_text() == "second"
+
+
+def test_files_are_written_where_there_are_no_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no locks")
+
+    monkeypatch.setattr(files, "_take", refuse)
+    (tmp_path / "file.1-0.part").touch()
+    write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
 @pytest.fixture(params=["flock", "files alone"])
 def kind(request, monkeypatch):
     """Both kinds of lock."""
@@ -125,24 +179,9 @@ def test_who_waits_too_long_is_told_of_the_file(tmp_path, kind):
         assert os.listdir(tmp_path) == ["file.lock"]
 
 
-# The module alone: importing the package takes seconds.
-HOLDS_THE_LOCK = """
-import importlib.util, pathlib, sys, time
-
-spec = importlib.util.spec_from_file_location("files", sys.argv[1])
-files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(files)
-with files.locked(pathlib.Path(sys.argv[2])):
-    print("ready", flush=True)
-    time.sleep(600)
-"""
-
-
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no flock")
 def test_a_killed_process_leaves_no_lock(tmp_path):
-    command = [sys.executable, "-c", HOLDS_THE_LOCK, files.__file__, str(tmp_path / "file")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
+    with waiting("with files.locked(pathlib.Path(sys.argv[2])): wait()", tmp_path / "file") as process:
         with pytest.raises(TimeoutError), locked(tmp_path / "file", timeout=0):
             pass
         process.kill()
