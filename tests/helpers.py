@@ -1,12 +1,16 @@
 """Small classifiers in every encoding of pixels, small data, and a watch over what must not change."""
 
 import copy
+import os
 import pickle
 import random
 import re
+import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -299,6 +303,25 @@ def recorded_rates():
         yield rates
     finally:
         handle.remove()
+
+
+def die_before_move(number: int, moves: Any = None, ending: str = "") -> None:
+    """
+    Have this process kill itself in place of moving a file to its place.
+
+    :param number: Which move, counted from 1, of those to a path with the ending.
+    :param moves: Something with a `value`, the count so far.
+    :param ending: The ending of the path.
+    """
+    replace, moves = os.replace, moves or SimpleNamespace(value=0)
+
+    def replace_or_die(source: Any, target: Any) -> None:
+        moves.value += str(target).endswith(ending)
+        if moves.value == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
 
 
 def shifted_versions(image: np.ndarray, padding: int, low: float, *, horizontal_flip: bool = False) -> dict[bytes, int]:

@@ -143,18 +143,11 @@ def test_a_resumed_input_aware_run_takes_its_masks_from_the_checkpoint(tmp_path,
 
 
 KILLED_BEFORE_THE_THIRD_CHECKPOINT = """
-import os, signal, sys
+import sys
+from helpers import die_before_move
 from art_aft.cli.main import main
 
-replace, written = os.replace, []
-
-def replace_or_die(source, target):
-    written.extend([target] if str(target).endswith(".checkpoint") else [])
-    if len(written) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = replace_or_die
+die_before_move(3, ending=".checkpoint")
 main(sys.argv[1:])
 """
 
@@ -165,11 +158,12 @@ def test_kill_9_in_the_middle_of_a_command_changes_nothing_in_the_end(tmp_path, 
     assert main([*command, str(tmp_path / "whole")]) == 0
     program = [sys.executable, "-c", KILLED_BEFORE_THE_THIRD_CHECKPOINT, *command, str(tmp_path / "killed")]
     # As many threads as here: sums of several threads round otherwise.
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run(program, capture_output=True, env={**os.environ, **threads})
+    like_here = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(program, capture_output=True, env={**os.environ, **like_here})
     assert killed.returncode == -signal.SIGKILL
     assert sorted(file.suffix for file in (tmp_path / "killed").iterdir()) == [".checkpoint", ".part"]
     assert main([*command, str(tmp_path / "killed")]) == 0
+    assert sorted(file.suffix for file in (tmp_path / "killed").iterdir()) == [".json", ".safetensors"]
     files = [next((tmp_path / name).glob("*.safetensors")).read_bytes() for name in ("whole", "killed")]
     assert files[0] == files[1]
     capsys.readouterr()
