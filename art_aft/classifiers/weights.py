@@ -97,7 +97,7 @@ def _reason(path: Path, error: Exception) -> str:
         return "it is a pointer of Git LFS, not the file itself"
     if path.suffix == ".safetensors":
         return " ".join(str(error).split())[:200]
-    objects = re.search(r"(?:GLOBAL|global) [`']?([\w.]+)", str(error))
+    objects = re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+)", str(error))
     if objects or "nsupported" in str(error):
         what = f", such as {objects[1]}," if objects else ""
         return f"it holds Python objects{what} which are not unpickled; ask for a file of model.state_dict() alone"

@@ -28,7 +28,8 @@ class Checkpoint:
         state = {
             "recipe": self.recipe,
             "epoch": epoch,
-            "parts": [part.state_dict() for part in self.parts],
+            # Old releases of torch have a function in the state of a one-cycle schedule, which only unpickling reads.
+            "parts": [{k: v for k, v in part.state_dict().items() if not callable(v)} for part in self.parts],
             "torch": torch.get_rng_state(),
         }
         replacing(self.path, lambda file: torch.save(state, file))

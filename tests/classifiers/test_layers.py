@@ -368,7 +368,7 @@ class TestStrangeLayers:
         np.testing.assert_array_equal(output_weights(compiled, x), model.fc.weight.detach().numpy())
         np.testing.assert_array_equal(features(compiled, x), features(plain, x))
 
-    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
     @pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
     def test_a_head_whose_weights_are_computed_is_refused(self, norm):
         """A cut would be gone with the next prediction."""

@@ -84,10 +84,13 @@ class TestKinds:
         x, _, _ = labelled_images(path)
         np.testing.assert_array_equal(x[1], 200)
 
-    @pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("pgm", "PPM"), ("tif", "TIFF")])
+    @pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("pgm", None), ("tif", "TIFF")])
     def test_grey_of_16_bits_keeps_its_levels(self, tmp_path, ending, kind):
         levels = np.arange(256).reshape(16, 16)
-        path = place(tmp_path / "data", {f"a/x.{ending}": encoded((257 * levels).astype(np.uint16), kind)}, False)
+        pixels = (257 * levels).astype(np.uint16)
+        # Old releases of Pillow read such a PGM file, but do not write it.
+        content = encoded(pixels, kind) if kind else b"P5 16 16 65535\n" + pixels.astype(">u2").tobytes()
+        path = place(tmp_path / "data", {f"a/x.{ending}": content}, False)
         x, _, _ = labelled_images(path)
         np.testing.assert_array_equal(x[0], np.broadcast_to(levels, (3, 16, 16)))
 
