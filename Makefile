@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 DELICATE = tests/adversarial tests/training tests/defences/test_defences.py tests/runtime/test_folding.py \
 	tests/runtime/test_small_maps.py
 
-.PHONY: demo test delicate lint smoke
+.PHONY: demo test delicate lint smoke matrix kills
 
 demo: $(VENV)/installed
 	$(BIN)/art-aft demo
@@ -30,6 +30,14 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The tests with the lowest and the newest versions of everything. Each environment may take 7 GB for a while.
+matrix:
+	.ci/matrix
+
+# Kills commands at 50 random moments and at moves of files, and runs each again to the end.
+kills: $(VENV)/installed
+	$(BIN)/python tests/kills.py
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
