@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ class Checkpoint:
         state = {
             "recipe": self.recipe,
             "epoch": epoch,
-            # Old releases of torch have a function in the state of a one-cycle schedule, which only unpickling reads.
-            "parts": [{k: v for k, v in part.state_dict().items() if not callable(v)} for part in self.parts],
+            "parts": [_plain(part.state_dict()) for part in self.parts],
             "torch": torch.get_rng_state(),
         }
         replacing(self.path, lambda file: torch.save(state, file))
@@ -70,3 +70,8 @@ class Checkpoint:
         if not isinstance(state, dict) or not {"recipe", "epoch", "parts", "torch"} <= state.keys():
             raise ValueError(f"checkpoint: got {self.path}, which is no checkpoint, expected that of a training run")
         return state
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state without what schedules have of their settings that old releases of torch could only unpickle."""
+    return {key: value for key, value in state.items() if not (callable(value) or isinstance(value, Counter))}

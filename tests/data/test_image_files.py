@@ -237,7 +237,7 @@ def test_images_of_several_sizes_are_resized_on_request(tmp_path, packed):
     x, y, _ = labelled_images(path, size=(6, 5))
     assert x.shape == (3, 3, 6, 5)
     assert y.tolist() == [0, 0, 1]
-    expected = np.asarray(Image.fromarray(large).resize((5, 6), Image.Resampling.BILINEAR))
+    expected = np.asarray(Image.fromarray(large).resize((5, 6), Image.BILINEAR))
     np.testing.assert_array_equal(x[0], expected.transpose(2, 0, 1))
     np.testing.assert_array_equal(x[1], small.transpose(2, 0, 1))
     assert (x[2] == 255).all()
