@@ -47,7 +47,7 @@ class Judged:
 
     classifier: Any
     input_shape: tuple[int, ...]
-    nb_classes: int
+    nb_classes: int  # with abstention
     clip_values: tuple[float, float] = (0.0, 1.0)
 
     def predict(self, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
@@ -212,7 +212,7 @@ def main() -> None:
     infected = train_victim(data, rest, options.seed)
 
     def judge(classifier: Any) -> Row:
-        judged = Judged(classifier, data.input_shape, data.nb_classes)
+        judged = Judged(classifier, data.input_shape, data.nb_classes + 1)
         return asdict(evaluate(judged, data.x_test, data.y_test, BadNets(), AllToOne(TARGET)))
 
     rows, all_contenders = [], contenders(infected, x, options.seed, settings, facts["versions"])

@@ -193,7 +193,7 @@ def test_in_place_gives_the_same(runs):
         ({"shares": ()}, r"^shares: got \(\), expected at least one share"),
         ({"shares": (0.0,)}, r"^shares: got 0"),
         ({"max_images": 0}, r"^max_images: got 0"),
-        ({"settings": {"eps": -1.0}}, r"^eps: got -1"),
+        ({"settings": {"eps": -1.0}}, r"^settings: eps: got -1"),
         ({"min_steps": -1}, r"^min_steps: got -1"),
     ],
 )

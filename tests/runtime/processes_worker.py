@@ -156,7 +156,7 @@ def different_data(folder):
     y = (y + world().rank) % NB_CLASSES
     for run in (
         lambda: train(classifier(), x, y, recipe()),
-        lambda: TorchAttacksPGD(classifier()).generate(x + np.float32(world().rank) / 1e6, clip=False),
+        lambda: TorchAttacksPGD(classifier()).generate(np.clip(x + np.float32(world().rank) / 1e6, 0, 1)),
         lambda: AdversarialFineTuning(classifier(), seed=world().rank)(*data()[:1], y=data()[1]),
         lambda: train(classifier(), x[:1], data()[1][:1], recipe()),
         lambda: train(classifier(), *data(), recipe(nb_epochs=1), checkpoint=Path(folder) / f"run{world().rank}.pt"),
