@@ -52,9 +52,11 @@ def ended_by(
 
 
 def _by_option(message: str, options: argparse.Namespace | None) -> str:
-    """Return a message about an argument as one about the option that it comes from, in one line."""
-    name, colon, rest = " ".join(message.split()).partition(": ")
+    """Return a message about an argument as one about the option that it comes from."""
+    name, colon, rest = "\n".join(" ".join(line.split()) for line in message.splitlines()).partition(": ")
     others = {"path": "MODEL" if hasattr(options, "path") else "--data", "name_or_path": "--data", "settings": "--set"}
+    if hasattr(options, "settings"):
+        del others["settings"]  # a file
     known = {name: f"--{name.replace('_', '-')}" for name in vars(options)} | others if options else {}
     return f"{known.get(name, name)}{colon}{rest}"
 

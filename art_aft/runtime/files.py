@@ -38,15 +38,14 @@ def replacing_all(writes: Mapping[Path, Callable[[Path], Any]]) -> None:
 
     :param writes: For each path what writes it, called with a temporary path. Folders are made.
     """
-    # A process may write the same file in two threads, and two machines may have processes of the same number.
-    token = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = {path: path.with_name(f"{path.name}.{token}.part") for path in writes}
+    temporary: dict[Path, Path] = {}
     handles: list[int | None] = []
     try:
         for path, write in writes.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_remains(path)
-            handles.append(_hold(temporary[path]))
+            temporary[path], handle = _new_part(path)
+            handles.append(handle)
             write(temporary[path])
         for path, part in temporary.items():
             os.replace(part, path)
@@ -56,6 +55,18 @@ def replacing_all(writes: Mapping[Path, Callable[[Path], Any]]) -> None:
         for handle in handles:
             if handle is not None:
                 os.close(handle)
+
+
+def _new_part(path: Path) -> tuple[Path, int | None]:
+    """Return a temporary path beside a file's, and the handle of its lock, if there is one."""
+    for _ in range(10):
+        # A process may write the same file in two threads, and two machines may have processes of the same number.
+        part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        handle = _hold(part)
+        if handle is not None:
+            break
+        # Another writer may have taken it for a remain, before it was locked here, and may be about to remove it.
+    return part, handle
 
 
 def _hold(part: Path) -> int | None:

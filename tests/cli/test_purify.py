@@ -218,8 +218,11 @@ class Pickled:
     ("arguments", "message"),
     [
         ([], "expected a stored classifier"),
-        (["--model", "wrn-10-1"], "input_shape, nb_classes: got none for one of them"),
-        (["--model", "wrn-10-1", *ARCHITECTURE, "--mean", "0.5"], "mean, std: got one of them"),
+        (["--model", "wrn-10-1"], "--input-shape: got None, expected it with a model by name"),
+        (
+            ["--model", "wrn-10-1", *ARCHITECTURE, "--mean", "0.5"],
+            "--std: got None, expected mean and std, or none of both",
+        ),
         (["--model", "no_such_module:make", *ARCHITECTURE], "expected module:factory"),
         (["--model", "json:loads", *ARCHITECTURE], "expected module:factory"),
         (["--model", "wrn-16-1", *ARCHITECTURE], "tensors that do not fit the model"),

@@ -180,7 +180,7 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 from helpers import tiny_classifier, tiny_data
 from art_aft.detection import BackdoorScan
-report = BackdoorScan(tiny_classifier())(*tiny_data(24))
+report = BackdoorScan(tiny_classifier(), effort="fast")(*tiny_data(24))
 print(json.dumps([[each.detector, each.scores] for each in report.evidence]))
 """
 

@@ -115,6 +115,7 @@ def test_the_scans_benchmark_trains_and_scans(tmp_path, monkeypatch, capsys):
     scan = module("scan")
     monkeypatch.setitem(scan.RECIPES, "digits", scan.replace(scan.RECIPES["digits"], nb_epochs=1))
     monkeypatch.setattr(scan, "WORKS", 0.0)
+    monkeypatch.setattr(scan, "BackdoorScan", partial(scan.BackdoorScan, detectors=["last_layer"]))
     output = tmp_path / "rows.json"
     store = tmp_path / "models"
     arguments = ["--seeds", "1", "--kinds", "clean", "sig", "--store", str(store), "--output", str(output)]

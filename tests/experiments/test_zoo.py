@@ -134,4 +134,4 @@ def test_train_takes_an_attack_or_a_file(capsys, write):
         with pytest.raises(SystemExit, match="2"):
             main(words)
     assert main(["train", "--settings", "nowhere.json"]) == 2
-    assert "settings: got nowhere.json, expected a JSON list of victims" in capsys.readouterr().err
+    assert "--settings: got nowhere.json, expected a JSON list of victims" in capsys.readouterr().err
