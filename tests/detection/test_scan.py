@@ -27,8 +27,6 @@ BRIEF = replace(RECIPES["digits"], nb_epochs=12)
 #: In the order in which they run.
 FAST = ["last_layer", "latent_shift", "margin_blended", "margin_pixels", "margin_profile", "margin_smooth"]
 EXPENSIVE = ["universal", "adversarial_labels", "adversarial_shift", "universal_shift", "reversed_trigger"]
-#: All but those that say most in other tests, too.
-MOST = {"detectors": ["last_layer", "latent_shift", "margin_pixels", *EXPENSIVE], "settings": QUICK}
 #: Some, for tests of what all have in common.
 SOME = {"detectors": ["last_layer", "universal", "adversarial_labels", "adversarial_shift"]}
 
@@ -56,23 +54,25 @@ def recognised(infected):
 
 @pytest.fixture(scope="module")
 def scanned(infected):
-    return BackdoorScan(infected.classifier, **MOST)(*few(infected))
+    detectors = ["last_layer", "margin_pixels", "universal", "adversarial_labels"]
+    return BackdoorScan(infected.classifier, detectors=detectors)(*few(infected))
 
 
-def scan_of(settings):
+def scan_of(settings, *detectors):
     victim = train_victim(settings)
-    scan = BackdoorScan(victim.classifier, max_images=60, **MOST)
+    scan = BackdoorScan(victim.classifier, detectors=detectors, max_images=60, settings=QUICK)
     return scan(victim.x_clean, victim.y_clean)
 
 
 @pytest.fixture(scope="module")
 def benign():
-    return scan_of(VictimSettings("badnets", rate=0.0, recipe=BRIEF))
+    return scan_of(VictimSettings("badnets", rate=0.0, recipe=BRIEF), "last_layer", "margin_pixels", *EXPENSIVE)
 
 
 @pytest.fixture(scope="module")
 def shifted():
-    return scan_of(VictimSettings("badnets", labels="all-to-all", recipe=BRIEF))
+    settings = VictimSettings("badnets", labels="all-to-all", recipe=BRIEF)
+    return scan_of(settings, "last_layer", "margin_pixels", "adversarial_shift", "universal_shift")
 
 
 class TestOnDigits:
