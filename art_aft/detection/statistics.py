@@ -64,8 +64,8 @@ def cauchy_combination(p_values: np.ndarray) -> np.ndarray:
     tests' correlation. One small p-value is enough for a small result; several that are nearly so help each other.
 
     >>> import numpy as np
-    >>> cauchy_combination(np.array([[0.01], [0.02], [0.6]])).round(3)
-    array([0.021])
+    >>> cauchy_combination(np.array([[0.01], [0.02], [0.6]])).round(4)
+    array([0.0201])
 
     | Paper link: https://doi.org/10.1080/01621459.2018.1554485
 
