@@ -31,7 +31,7 @@ from art_aft.detection.statistics import grubbs_p_value, outlier
 
 #: What a label's p-value is at least where detectors agree. A class that is much larger than the others in the training
 #: set favours its label in the same way: of six clean digit models, one class three or eight times as large as the
-#: others, all were reported by the last layer alone, and none with this bound.
+#: others, all were reported by the last layer alone, and none with this bound (examples/results/imbalance_digits.json).
 SUPPORT = 1e-3
 
 #: The p-value up to which `suspected_label` names a label. It is more generous than the detector's threshold, for a

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from art_aft.cli.options import command_line
@@ -265,3 +266,18 @@ def test_progressive_erasing_is_summed_up_by_poisoning_ratio(tmp_path, monkeypat
     assert (many["mean_asr"], many["worst_asr"]) == pytest.approx((0.01, 0.02))
     assert (many["mean_acc"], many["mean_acc_lost"]) == pytest.approx((0.75, 0.05))
     assert "badnets         1 %  progressive_erasing" in capsys.readouterr().out
+
+
+def test_the_imbalanced_models_have_one_large_class(tmp_path, monkeypatch):
+    imbalance = module("imbalance")
+    monkeypatch.setattr(imbalance, "BackdoorScan", partial(imbalance.BackdoorScan, detectors=["last_layer"]))
+    learned = []
+    monkeypatch.setattr(imbalance, "Batches", lambda images, *_: learned.append(images.labels))
+    monkeypatch.setattr(imbalance, "fit", lambda *_: None)
+    output = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["imbalance.py", "--seeds", "1", "--factors", "4", "--output", str(output)])
+    imbalance.main()
+    (row,) = json.loads(output.read_text())["rows"]
+    counts = np.bincount(learned[0])
+    assert counts.argmax() == row["large_class"] == 2
+    assert counts[2] == pytest.approx(4 * np.delete(counts, 2).mean(), rel=0.2)

@@ -1,7 +1,7 @@
 """Many victims from one file: what it may contain, which images they learn from, the rows that describe them."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,18 @@ def test_the_halves_of_the_packages_zoo_share_no_seed_target_or_trigger():
     for chosen, judged in zip(facts("choose"), facts("judge"), strict=True):
         assert chosen
         assert not chosen & judged
+
+
+def test_the_manifest_describes_victims_of_the_zoo_as_they_are_set():
+    members = {member.name: member for member in read_zoo(SETTINGS, "data")}
+    rows = json.loads(SETTINGS.with_name("manifest.json").read_text())
+    assert rows
+    for row in rows:
+        settings = json.loads(json.dumps(asdict(members[row["name"]].settings)))
+        assert row["half"] == members[row["name"]].half
+        assert row["victim"] == {**settings, "data": Path(settings["data"]).name}
+        assert len(row["sha256"]) == 64
+        assert 0 <= row["scores"]["asr"] <= 1
 
 
 def test_a_victim_that_has_seen_them_is_trained_on_the_defenders_images_too():
