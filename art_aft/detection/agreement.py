@@ -52,11 +52,14 @@ def agreement(found: Sequence[Evidence]) -> Evidence | None:
     )
 
 
-def deciding(found: Sequence[Evidence]) -> list[Evidence]:
+def deciding(found: Sequence[Evidence], *, named: bool = False) -> list[Evidence]:
     """
     Return the evidence that decides: the agreement in the place of those that take part in it, if there is one.
 
     :param found: What single detectors found on one classifier.
+    :param named: Whether the user named the detectors. Else one that only supports others does not decide alone.
     """
     together = agreement(found)
-    return [*found] if together is None else [together, *(each for each in found if not each.label_p_values)]
+    if together is not None:
+        return [together, *(each for each in found if not each.label_p_values)]
+    return [each for each in found if named or not each.supports]

@@ -32,6 +32,7 @@ class Evidence:
     :param shift: Whether the scores are those of shifts, as an all-to-all backdoor has them.
     :param label_p_values: The same for each label by itself, as if it had been chosen before looking at the scores;
         empty where the detector's null distribution was not checked on clean classifiers. See `agreement`.
+    :param supports: Whether it only supports the evidence of others; see `Detector.supports`.
     """
 
     detector: str
@@ -43,6 +44,7 @@ class Evidence:
     details: str = ""
     shift: bool = False
     label_p_values: tuple[float, ...] = ()
+    supports: bool = False
 
     @property
     def score(self) -> float:
@@ -107,6 +109,8 @@ class Detector(abc.ABC):
     threshold: ClassVar[float]
     #: Whether the evidence rests on the images: then a report does not count where they are few or classes are missing.
     uses_images: ClassVar[bool] = True
+    #: Whether the evidence only supports that of others, and reports nothing alone unless the user names the detector.
+    supports: ClassVar[bool] = False
 
     @abc.abstractmethod
     def detect(self, suspect: Suspect) -> Evidence | None:
@@ -130,7 +134,9 @@ class Detector(abc.ABC):
         """Return `Evidence` under the detector's own name and threshold; the parameters are those of `Evidence`."""
         values = tuple(np.asarray(scores, dtype=float).tolist())
         each = tuple(np.asarray(label_p_values, dtype=float).tolist())
-        return Evidence(self.name, label, statistic, self.threshold, p_value, values, details, shift, each)
+        return Evidence(
+            self.name, label, statistic, self.threshold, p_value, values, details, shift, each, self.supports
+        )
 
 
 #: From this cost on, a detector does not belong to the effort "fast".

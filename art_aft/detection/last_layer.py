@@ -45,6 +45,7 @@ class LastLayer(Detector):
 
     cost = 0
     threshold = 2.0
+    supports = True
     uses_images = False
 
     def detect(self, suspect: Suspect) -> Evidence | None:

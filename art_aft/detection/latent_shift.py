@@ -39,6 +39,7 @@ class LatentShift(Detector):
 
     cost = 0
     threshold = 2.0
+    supports = True
 
     def detect(self, suspect: Suspect) -> Evidence | None:
         """Return how near one label is; None without such a layer, with fewer than three labels, or if none is near."""

@@ -138,12 +138,12 @@ class BackdoorScan:
         notes = list(judgement.notes)
         weak = bool(judgement.few or judgement.missing)
         trusted = [each for each in found if not (weak and DETECTORS[each.detector].uses_images)]
-        counted = deciding(trusted)
-        if any(each.score >= 1 for each in deciding(found)) and not any(each.score >= 1 for each in counted):
+        counted = self._deciding(trusted)
+        if any(each.score >= 1 for each in self._deciding(found)) and not any(each.score >= 1 for each in counted):
             notes.append("a report of a detector that needs images does not count with so few images or classes")
         if not found:
             notes.append("no detector that was asked for can be applied to this model")
-        score = max((each.score for each in deciding(found)), default=0.0)
+        score = max((each.score for each in self._deciding(found)), default=0.0)
         verdict = "infected" if any(each.score >= 1 for each in counted) else "no evidence"
         unclear = judgement.inaccurate or judgement.hopeless
         if unclear or (verdict == "no evidence" and (notes or score >= _DOUBT)):
@@ -181,8 +181,12 @@ class BackdoorScan:
     def _asks_for(self, cost: int, found: Sequence[Evidence]) -> bool:
         """Return whether detectors of a cost run, after those that found this."""
         if self.detectors is None and self.effort == "normal":
-            return not any(each.score >= 1 for each in deciding(found))
+            return not any(each.score >= 1 for each in self._deciding(found))
         return self.detectors is not None or self.effort == "full" or cost < EXPENSIVE
+
+    def _deciding(self, found: Sequence[Evidence]) -> list[Evidence]:
+        """Return the evidence that decides."""
+        return deciding(found, named=self.detectors is not None)
 
     def _accused(self, evidence: Sequence[Evidence]) -> tuple[str, tuple[int, ...]]:
         """Return the kind of the backdoor, and the suspected target labels."""

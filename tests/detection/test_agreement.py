@@ -1,5 +1,7 @@
 """Several detectors that point at one label: the combination under its null, and what it decides."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import cauchy, t
@@ -72,6 +74,11 @@ class TestAgreement:
         parts = [evidence("a", (0.3, 0.001, 0.6, 0.9)), evidence("b")]
         assert agreement(parts) is None
         assert deciding(parts) == parts
+
+    def test_what_only_supports_others_does_not_decide_alone_unless_it_was_named(self):
+        weights, other = replace(evidence("a", (0.3, 0.001, 0.6, 0.9)), supports=True), evidence("b")
+        assert deciding([weights, other]) == [other]
+        assert deciding([weights, other], named=True) == [weights, other]
 
     def test_it_decides_in_the_place_of_those_that_take_part(self):
         parts = [evidence("a", (0.3, 0.2, 0.6, 0.9), statistic=9.0), evidence("b", (0.3, 0.2, 0.6, 0.9)), evidence("c")]

@@ -143,6 +143,14 @@ class TestEffort:
         assert ran(report) == ["last_layer", "adversarial_labels"]
         assert report.label_matrix is not None
 
+    def test_weights_alone_report_nothing_unless_they_were_asked_for(self, infected, monkeypatch):
+        for name, detector in DETECTORS.items():
+            if name != "last_layer":
+                monkeypatch.setattr(detector, "detect", lambda self, suspect: None)
+        report = BackdoorScan(infected.classifier)(*few(infected))
+        assert (report.verdict, report.score, report.targets) == ("no evidence", 0.0, ())
+        assert by_detector(report)["last_layer"].score >= 1
+
     @pytest.fixture
     def silent(self, monkeypatch):
         """Have no detector report anything."""
