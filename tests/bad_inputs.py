@@ -215,7 +215,7 @@ def arrays(good: np.ndarray) -> dict[str, np.ndarray]:
 
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a value is of an annotated kind; of containers only the container counts. NaN is no number."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):  # Python 3.10 makes Optional of a default of None
         return any(fits(value, kind) for kind in typing.get_args(hint))
     kind = typing.get_origin(hint) or hint
     if kind is Any:
