@@ -178,8 +178,9 @@ def attack_on(classifier: PyTorchClassifier, attack: EvasionAttack | None, setti
     moved._estimator = classifier
     if estimator is not settings.classifier and getattr(estimator, "model", None) is settings.classifier.model:
         # ART's AutoProjectedGradientDescent keeps its loss in an estimator of its own around the same model.
-        moved._estimator = copy.copy(estimator)
-        moved._estimator._model = classifier._model
+        # `copy.copy` would pickle: ART writes the weights into its data folder for that, and leaves them there.
+        moved._estimator = object.__new__(type(estimator))
+        vars(moved._estimator).update(vars(estimator), _model=classifier._model)
     # ART's ProjectedGradientDescent does its work through an attack inside, AutoAttack through several.
     for name, value in vars(attack).items():
         if isinstance(value, EvasionAttack):

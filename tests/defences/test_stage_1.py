@@ -56,8 +56,9 @@ class TestStage1:
         ours, theirs = plain(classifier)(x, y=y), plain(classifier, attack)(x, y=y)
         assert_close(theirs, ours.model.state_dict(), 1e-3)
 
-    def test_an_attack_that_keeps_its_loss_in_an_estimator_of_its_own_keeps_it(self, victim):
+    def test_an_attack_that_keeps_its_loss_in_an_estimator_of_its_own_keeps_it(self, victim, tmp_path, monkeypatch):
         classifier, x, y = victim
+        monkeypatch.setattr("art.config.ART_DATA_PATH", str(tmp_path))  # where ART writes a model that it pickles
         settings = {"eps": 0.1, "max_iter": 5, "nb_random_init": 1, "verbose": False}
         one_hot = np.eye(NB_CLASSES, dtype=np.float32)[y]
         for loss in ("cross_entropy", "difference_logits_ratio"):
@@ -67,6 +68,7 @@ class TestStage1:
             hand = Handmade(classifier, x, y)
             hand.steps(torch.from_numpy(examples), hand.y, 3).steps(hand.x, hand.y, 2)
             assert_close(plain(classifier, attack)(x, y=y), hand.state, 1e-3)
+        assert not list(tmp_path.iterdir())
 
     def test_an_attack_that_cannot_be_printed_works(self, victim):
         classifier, x, y = victim
