@@ -82,8 +82,10 @@ def across_processes(*, timeout: float = 600.0) -> Iterator[World]:
         stack.callback(_WORLD.reset, token)
         yield world()
         if own:
-            # Nobody closes the connections while others still read from them.
-            dist.all_reduce(torch.zeros(1))
+            # Nobody closes the connections while others still read from them. This tensor outlives the group: before
+            # torch 2.8 the group's end waits for a thread that would otherwise wait for Python to delete the tensor.
+            last = torch.zeros(1)
+            dist.all_reduce(last)
 
 
 def _start(stack: ExitStack, timeout: float) -> None:
