@@ -49,24 +49,29 @@ class UniversalPerturbation(Detector):
         return search(self, suspect, RADII)
 
 
-def search(detector: Detector, suspect: Suspect, radii: Sequence[float], *, shift: bool = False) -> Evidence:
+def search(
+    detector: Detector, suspect: Suspect, sizes: Sequence[float], *, norm: float = 2, shift: bool = False
+) -> Evidence:
     """
-    Return the largest lead of one label's, or one shift's, universal perturbation over the radii.
+    Return the largest lead of one label's, or one shift's, universal perturbation over several sizes.
 
     :param detector: The detector that asks.
     :param suspect: The classifier and its images.
-    :param radii: L2 radii, in units of `default_eps`, in rising order.
+    :param sizes: Bounds in units of `default_eps`, in rising order.
+    :param norm: The norm of the bound: 2, or 0 for a number of pixels.
     :param shift: Whether each perturbation leads every label to the one a fixed number after it, not to one label.
     """
     classifier, images = suspect.classifier, suspect.images
     labels = range(int(shift), classifier.nb_classes)
     found: list[Evidence] = []
-    for radius in radii:
-        eps = radius * default_eps(2, classifier.input_shape, images.clip_values)
+    for size in sizes:
+        eps = size * default_eps(norm, classifier.input_shape, images.clip_values)
         perturbations = universal_perturbations(
             classifier,
             images,
+            norm=norm,
             eps=eps,
+            max_iter=20 if norm else 30,
             labels=labels,
             relative=shift,
             precision=suspect.precision,
@@ -74,7 +79,7 @@ def search(detector: Detector, suspect: Suspect, radii: Sequence[float], *, shif
             verbose=suspect.verbose,
         )
         rates = targeted_success(classifier, images, perturbations, labels, relative=shift)
-        found.append(lead(detector, rates, f"L2 {eps:.3g}", shift=shift))
+        found.append(lead(detector, rates, f"L2 {eps:.3g}" if norm else f"{eps:.0f} pixels", shift=shift))
         if np.median(rates) > ORDINARY or (suspect.stop_early and found[-1].score >= 1):
             break
     return greatest(found)

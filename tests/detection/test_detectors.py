@@ -75,6 +75,8 @@ MEASURED = {
     "margin_smooth": 2.0,
     "universal": 0.5,
     "universal_shift": 0.25,
+    "universal_sparse": 0.5,
+    "universal_sparse_shift": 0.25,
     "adversarial_labels": 0.25,
     "adversarial_shift": 0.2,
     "reversed_trigger": 0.5,

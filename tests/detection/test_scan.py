@@ -26,7 +26,12 @@ BRIEF = replace(RECIPES["digits"], nb_epochs=12)
 
 #: In the order in which they run.
 FAST = ["last_layer", "latent_shift", "margin_blended", "margin_pixels", "margin_profile", "margin_smooth"]
-EXPENSIVE = ["universal", "adversarial_labels", "adversarial_shift", "universal_shift", "reversed_trigger"]
+EXPENSIVE = [
+    *("universal", "universal_sparse"),
+    *("adversarial_labels", "adversarial_shift"),
+    *("universal_shift", "universal_sparse_shift"),
+    "reversed_trigger",
+]
 #: Some, for tests of what all have in common.
 SOME = {"detectors": ["last_layer", "universal", "adversarial_labels", "adversarial_shift"]}
 
@@ -168,9 +173,9 @@ class TestEffort:
     def test_each_group_of_equal_cost_is_finished_and_no_other_begun(self, silent, monkeypatch):
         x, y = tiny_data(24)
         for name, names in (
-            ("universal", [*FAST, *EXPENSIVE[:1]]),
-            ("adversarial_labels", [*FAST, *EXPENSIVE[:3]]),
-            ("universal_shift", [*FAST, *EXPENSIVE[:4]]),
+            ("universal", [*FAST, *EXPENSIVE[:2]]),
+            ("adversarial_labels", [*FAST, *EXPENSIVE[:4]]),
+            ("universal_shift", [*FAST, *EXPENSIVE[:6]]),
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(DETECTORS[name], "evidence", reporting)
@@ -237,8 +242,9 @@ class TestManners:
         classifier = tiny_classifier(nb_classes=2)
         x, y = tiny_data(24, nb_classes=2)
         report = BackdoorScan(classifier, effort="full", settings=QUICK)(x, y)
-        assert ran(report) == ["universal", "adversarial_labels", "reversed_trigger"]
-        assert report.omitted == (*FAST, "adversarial_shift", "universal_shift")
+        shifts = ["adversarial_shift", "universal_shift", "universal_sparse_shift"]
+        assert ran(report) == [name for name in EXPENSIVE if name not in shifts]
+        assert report.omitted == (*FAST, *shifts)
 
     def test_at_most_so_many_images_are_used(self, infected, monkeypatch):
         seen = []
