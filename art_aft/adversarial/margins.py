@@ -14,7 +14,7 @@ from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers.classifier import check_classifier
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.data.images import Images
-from art_aft.data.pixels import to_float
+from art_aft.data.pixels import clamped, to_float
 from art_aft.runtime.devices import PRECISIONS
 from art_aft.runtime.random_state import isolated_rng
 
@@ -120,7 +120,7 @@ class Profile:
 
     def shown(self, members: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return the images with each profile."""
-        return (x + self.size * (2 * members[:, None] - 1)).clamp(0, 1)
+        return clamped(x + self.size * (2 * members[:, None] - 1), 0, 1)
 
 
 def maximum_margins(

@@ -23,7 +23,7 @@ from art_aft.checks import (
 from art_aft.classifiers.classifier import images_for, predict_labels
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.data.images import Images
-from art_aft.data.pixels import to_float
+from art_aft.data.pixels import clamped, to_float
 from art_aft.runtime.devices import PRECISIONS
 from art_aft.runtime.random_state import isolated_rng
 
@@ -208,7 +208,7 @@ class _Search:
                 order = torch.randperm(len(x))
             index, order = order[:size], order[size:]
             r.requires_grad_(True)
-            shown = (self._pixels(index) + r[:, None]).clamp(0, 1)
+            shown = clamped(self._pixels(index) + r[:, None], 0, 1)
             logits = self.module(shown.flatten(0, 1))
             wanted = _wanted(labels[:, None], y[index], self.modulo)
             each = torch.nn.functional.cross_entropy(logits, wanted.flatten(), reduction="none").view(wanted.shape)

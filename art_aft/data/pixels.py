@@ -1,4 +1,4 @@
-"""8-bit images: a quarter of the memory, and made floats batch by batch."""
+"""Pixels: 8-bit images, which are made floats batch by batch, and the pixel range."""
 
 from __future__ import annotations
 
@@ -38,3 +38,21 @@ def to_8bit(x: np.ndarray, clip_values: tuple[float, float]) -> np.ndarray:
     """
     low, high = clip_values
     return np.clip(np.rint((x - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+
+
+def clamped(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """
+    Return pixels within their range, with the gradient of those that are inside or at its ends.
+
+    `torch.clamp` stops the gradient at the ends from torch 2.14 on, and no search would leave a black or white pixel.
+
+    >>> x = torch.tensor([-1.0, 0.0, 0.5], requires_grad=True)
+    >>> clamped(x, 0, 1).sum().backward()
+    >>> x.grad
+    tensor([0., 1., 1.])
+
+    :param x: Any tensor.
+    :param low: The low end of the range.
+    :param high: The high end of the range.
+    """
+    return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
