@@ -46,10 +46,11 @@ def run(options: argparse.Namespace) -> int:
     check_seed("--seed", options.seed)
     check_writable("--output-dir", options.output_dir / "demo.json")
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    picture, missing = None, ""
     try:
         picture = DemoPicture()
-    except ImportError:
-        picture = None
+    except ImportError as error:
+        missing = str(error)
     rows: list[Row] = []
     watch = picture.add if picture else None
     for row in demo(options.seed, attacks=options.attacks, verbose=not options.quiet, watch=watch):
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         picture.save(options.output_dir / "demo.png")
         print(f"written: {options.output_dir / 'demo.png'}")
     else:
-        print("no picture: matplotlib is missing, and comes with: pip install 'art-aft[plots]'")
+        print(f"no picture: {missing}")
     if not options.quiet:
         print(f"{time.perf_counter() - start:.0f} seconds in all")
     return 0

@@ -21,9 +21,6 @@ EXIT_CODES = {
 #: Errors that say what is wrong by themselves.
 FORESEEN = (ImportError, OSError, TypeError, ValueError)
 
-#: The optional packages, and the extra that each comes with.
-EXTRAS = {"PIL": "images", "matplotlib": "plots"}
-
 
 def ended_by(
     error: BaseException, *, show: bool, loading: bool = False, options: argparse.Namespace | None = None
@@ -42,7 +39,7 @@ def ended_by(
     if show:
         traceback.print_exception(error)
     if isinstance(error, FORESEEN) and not loading:
-        print(f"art-aft: error: {printable(_by_option(str(error), options))}{_extra(error)}", file=sys.stderr)
+        print(f"art-aft: error: {printable(_by_option(str(error), options))}", file=sys.stderr)
         return WRONG
     what = " ".join(printable(str(error)).split())[:500]
     kind = "art-aft cannot be loaded: " * loading + type(error).__name__
@@ -59,9 +56,3 @@ def _by_option(message: str, options: argparse.Namespace | None) -> str:
         del others["settings"]  # a file
     known = {name: f"--{name.replace('_', '-')}" for name in vars(options)} | others if options else {}
     return f"{known.get(name, name)}{colon}{rest}"
-
-
-def _extra(error: BaseException) -> str:
-    """Return how to install what an error misses, where that is an optional package."""
-    extra = EXTRAS.get((getattr(error, "name", None) or "").partition(".")[0]) if isinstance(error, ImportError) else ""
-    return f" (comes with: pip install 'art-aft[{extra}]')" if extra else ""

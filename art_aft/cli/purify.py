@@ -181,5 +181,5 @@ def _write(options: argparse.Namespace, stored: Stored, purified: PyTorchClassif
     write_json(place, report)
     try:
         purification_picture(report, output.with_name(output.name + ".png"))
-    except ImportError:
-        print("no picture: matplotlib is missing, and comes with: pip install 'art-aft[plots]'")
+    except ImportError as error:
+        print(f"no picture: {error}")

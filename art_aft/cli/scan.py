@@ -70,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.output.with_name(options.output.name + ".json"), facts | environment())
         try:
             scan_picture(report, options.output.with_name(options.output.name + ".png"))
-        except ImportError:
-            print("no picture: matplotlib is missing, and comes with: pip install 'art-aft[plots]'")
+        except ImportError as error:
+            print(f"no picture: {error}")
     return STATUS[report.verdict]
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from art_aft.runtime.extras import extra
 from art_aft.runtime.text import shown
 
 #: The endings of files that are read.
@@ -54,7 +55,8 @@ def read_images(
         more than 64 GiB.
     :raises ImportError: If Pillow is missing.
     """
-    from PIL import Image
+    with extra("images"):
+        from PIL import Image
 
     with contextlib.ExitStack() as stack:
         files, others = stack.enter_context(_listed(path))
@@ -194,7 +196,8 @@ def _rgb(image: Any, shape: tuple[int, int, int]) -> np.ndarray:
     pixels = _as_it_is(image)
     if pixels.shape == shape:
         return pixels
-    from PIL import Image
+    with extra("images"):
+        from PIL import Image
 
     # 2 is bilinear, in every release of Pillow.
     picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
@@ -215,7 +218,8 @@ def _as_it_is(image: Any) -> np.ndarray:
 @contextlib.contextmanager
 def _naming(name: str, path: Path) -> Iterator[None]:
     """Turn whatever goes wrong with a file into an error that names it."""
-    from PIL import Image, UnidentifiedImageError
+    with extra("images"):
+        from PIL import Image, UnidentifiedImageError
 
     try:
         yield

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from art_aft.detection.report import ScanReport
+from art_aft.runtime.extras import extra
 
 
 def scan_picture(report: ScanReport, path: Path) -> None:
@@ -17,7 +18,8 @@ def scan_picture(report: ScanReport, path: Path) -> None:
     :param path: Where the PNG file goes.
     :raises ImportError: If matplotlib is missing.
     """
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.figure import Figure
 
     panels = len(report.evidence) + (report.label_matrix is not None)
     figure = Figure(figsize=(3.2 * max(panels, 1), 3.2), layout="constrained")

@@ -16,6 +16,7 @@ from art_aft.experiments.rows import Row
 from art_aft.experiments.tables import defence_title
 from art_aft.experiments.victims import Victim
 from art_aft.metrics import label_matrix
+from art_aft.runtime.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,8 @@ def trigger_picture(detection: Detection, path: Path) -> None:
     :param path: Where the PNG file goes.
     :raises ImportError: If matplotlib is missing.
     """
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.figure import Figure
 
     found = detection.triggers
     # Drawing needs the channels last. The one channel of a mask stands where those of the images stand.
@@ -62,7 +64,8 @@ def purification_picture(report: Row, path: Path) -> None:
     :param path: Where the PNG file goes.
     :raises ImportError: If matplotlib is missing.
     """
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 3])
@@ -87,7 +90,8 @@ class DemoPicture:
     """
 
     def __init__(self) -> None:
-        from matplotlib.figure import Figure
+        with extra("plots"):
+            from matplotlib.figure import Figure
 
         self._figure_class = Figure
         self._lines: list[dict[str, Any]] = []

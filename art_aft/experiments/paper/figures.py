@@ -17,13 +17,15 @@ from art_aft.experiments.paper.theory import linear_backdoor
 from art_aft.experiments.rows import Row
 from art_aft.experiments.tables import defence_title
 from art_aft.experiments.victims import VictimSettings, train_victim
+from art_aft.runtime.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
