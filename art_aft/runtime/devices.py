@@ -14,6 +14,10 @@ from art_aft.checks import check_instance
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
+# oneDNN's instruction sets without units for bfloat16, and with those of AVX512-BF16 alone.
+_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+_AVX512_BF16 = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512")
+
 
 def check_device(name: str, device: str | torch.device) -> torch.device:
     """
@@ -37,11 +41,18 @@ def has_bfloat16_units(device: torch.device) -> bool:
     Return whether the device multiplies bfloat16 in hardware: AMX, AVX512-BF16, or CUDA capability 8 and above.
 
     A processor with AVX512-BF16 alone (AMD's Zen 5, two cores) trained WRN-16-1 1.9 times and PreActResNet-18 2.1 times
-    as fast in bfloat16 as in float32, and took Stage 1's gradients 2.8 times as fast.
+    as fast in bfloat16 as in float32, and took Stage 1's gradients 2.8 times as fast. Where `ONEDNN_MAX_CPU_ISA` keeps
+    oneDNN from these units, bfloat16 is emulated, many times slower than float32.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    names: tuple[str, ...] = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if allowed in _AVX512_BF16:
+        names = names[1:]
+    elif allowed in _WITHOUT_BFLOAT16:
+        names = ()
+    probes = (getattr(torch.cpu, name, None) for name in names)
     return device.type == "cpu" and any(probe() for probe in probes if probe is not None)
 
 
