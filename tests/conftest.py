@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def matrix_units(monkeypatch):
     """Have precision "auto" take this processor for one with bfloat16 units, whatever it is."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
 
 
