@@ -196,8 +196,7 @@ def _rgb(image: Any, shape: tuple[int, int, int]) -> np.ndarray:
     pixels = _as_it_is(image)
     if pixels.shape == shape:
         return pixels
-    with extra("images"):
-        from PIL import Image
+    from PIL import Image
 
     # 2 is bilinear, in every release of Pillow.
     picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
@@ -218,8 +217,7 @@ def _as_it_is(image: Any) -> np.ndarray:
 @contextlib.contextmanager
 def _naming(name: str, path: Path) -> Iterator[None]:
     """Turn whatever goes wrong with a file into an error that names it."""
-    with extra("images"):
-        from PIL import Image, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         yield
