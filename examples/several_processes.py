@@ -18,7 +18,7 @@ poisoned = poison(data.x_train[rest], data.y_train[rest], attack, labels, rate=0
 with across_processes() as here:
     # Inside the block, so that each process's classifier is on a GPU of its own, where there are some.
     classifier = build_classifier("wrn-10-1", input_shape=data.input_shape, nb_classes=10)
-    recipe = Recipe(nb_epochs=8, batch_size=64, learning_rate=0.1, schedule="one_cycle", weight_decay=1e-4)
+    recipe = Recipe(nb_epochs=5, batch_size=64, learning_rate=0.1, schedule="one_cycle", weight_decay=1e-4)
     images = images_for(classifier, poisoned.x, poisoned.y)
     fit(classifier, Batches(images, recipe, classifier.device), recipe)
 

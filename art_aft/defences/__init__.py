@@ -4,6 +4,7 @@ Defences, one a file: each turns an infected classifier and a few images into a 
 A new file in this folder with a `Defence` under `@register(name)` is all that a new defence needs.
 """
 
+from art_aft.adversarial.perturbation_sets import UniversalPerturbations
 from art_aft.defences.aft import AdversarialFineTuning
 from art_aft.defences.aft_no_clean_data import AdversarialFineTuningWithoutCleanData
 from art_aft.defences.automatic import AccuracyLost, AutomaticFineTuning
@@ -16,7 +17,7 @@ from art_aft.defences.neural_cleanse_estimator import PyTorchNeuralCleanse
 from art_aft.defences.progressive_erasing import ProgressiveErasing
 from art_aft.defences.report import PurificationReport, Stage, Trial
 from art_aft.defences.trainer import AdversarialFineTuningTrainer
-from art_aft.defences.universal_aft import UniversalAdversarialFineTuning, UniversalPerturbations
+from art_aft.defences.universal_aft import UniversalAdversarialFineTuning
 
 DEFENCES.discover(__name__, __path__)
 

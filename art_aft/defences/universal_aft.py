@@ -7,12 +7,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.adversarial.norms import default_eps
-from art_aft.adversarial.universal import targeted_success, universal_perturbations
-from art_aft.checks import check_choice, check_instance, check_integer, check_mapping, check_number, within
+from art_aft.adversarial.perturbation_sets import UniversalPerturbations, find_dense, find_sparse
+from art_aft.checks import (
+    check_choice,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_sequence,
+    within,
+)
 from art_aft.classifiers.classifier import clone
 from art_aft.data.images import Images
 from art_aft.defences.aft_no_clean_data import seen_in
@@ -20,7 +25,6 @@ from art_aft.defences.base import Defence, Run, register
 from art_aft.defences.report import PurificationReport
 from art_aft.detection.last_layer import suspected_label
 from art_aft.runtime.callbacks import Callback
-from art_aft.runtime.processes import number_of_first
 from art_aft.runtime.random_state import seed_for
 from art_aft.training.distillation import DistillationLoss, agreeing
 from art_aft.training.loop import fit
@@ -28,44 +32,6 @@ from art_aft.training.perturbed_batches import Directions, PerturbedBatches
 
 #: The same with dense perturbations alone, towards all labels alike.
 DISTILLED: Mapping[str, Any] = {"sparse_share": 0.0, "focus": 0.0}
-
-# `eps="auto"` wants two labels, one of which the attacker did not choose, to reach this targeted success rate.
-_WORKS = 1 / 3
-
-
-@dataclass(frozen=True, eq=False)
-class UniversalPerturbations:
-    """
-    What Stage 1 found on the infected classifier.
-
-    :param dense: One perturbation towards each label, within an L2 bound, float32 of shape (nb_classes, *input_shape).
-    :param eps: That bound, in units of `clip_values`.
-    :param sparse: One that changes few pixels towards each label, of the same shape; None where there is none.
-    """
-
-    dense: np.ndarray
-    eps: float
-    sparse: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        check_number("eps", self.eps, minimum=0.0, above=True)
-        dense, sparse = self.dense, self.dense if self.sparse is None else self.sparse
-        for name, value in (("dense", dense), ("sparse", sparse)):
-            check_instance(name, value, np.ndarray, "a numpy array")
-            if value.dtype.kind != "f" or value.shape != dense.shape or value.ndim != 4:
-                got, shape = f"{value.dtype} of shape {value.shape}", "(nb_classes, *input_shape)"
-                raise ValueError(f"{name}: got {got}, expected floats of shape {shape}, the same for both")
-            if not np.isfinite(value).all():
-                raise ValueError(f"{name}: got NaN or infinite values, expected finite ones")
-
-    @property
-    def all(self) -> np.ndarray:
-        """All perturbations: the sparse ones, where there are some, behind the dense ones."""
-        return self.dense if self.sparse is None else np.concatenate([self.dense, self.sparse])
-
-    def __repr__(self) -> str:
-        kinds = "dense" if self.sparse is None else "dense and sparse"
-        return f"UniversalPerturbations({kinds}, {len(self.dense)} labels, eps {self.eps:.3g})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +70,8 @@ class UniversalAdversarialFineTuning(Defence):
     :param eps: The L2 bound of dense perturbations, in units of `clip_values`. None is `default_eps`: 1.0 of the range
         for 32x32x3 images. "auto" is the smallest of 1/4, 1/2, 1, 2, 4 and 8 times that at which the perturbations of
         two labels, one of which the attacker did not choose, each succeed on a third of the images.
+    :param sizes: Multiples of that bound, and of the number of pixels of sparse perturbations, at each of which
+        perturbations are searched. Each perturbed image gets one of them.
     :param max_iter: Steps of the search; None is 20 for dense perturbations and 30 for sparse ones.
     :param sparse_share: The share of the perturbed images, in [0, 1], whose perturbation is sparse.
     :param focus: The share of the perturbed images, in [0, 1], whose perturbation leads to `target`.
@@ -137,6 +105,7 @@ class UniversalAdversarialFineTuning(Defence):
         perturbations: UniversalPerturbations | None = None,
         *,
         eps: float | str | None = None,
+        sizes: Sequence[float] = (1.0,),
         max_iter: int | None = None,
         sparse_share: float = 0.5,
         focus: float = 0.75,
@@ -161,6 +130,7 @@ class UniversalAdversarialFineTuning(Defence):
             classifier,
             perturbations=perturbations,
             eps=eps,
+            sizes=sizes,
             max_iter=max_iter,
             sparse_share=sparse_share,
             focus=focus,
@@ -189,13 +159,18 @@ class UniversalAdversarialFineTuning(Defence):
             if not isinstance(self.perturbations, UniversalPerturbations):
                 kind = type(self.perturbations).__name__
                 raise TypeError(f"perturbations: got {kind}, expected UniversalPerturbations of a report, or None")
-            if self.perturbations.dense.shape != (nb_classes, *shape):
-                found = self.perturbations.dense.shape
-                raise ValueError(f"perturbations: got shape {found}, expected {(nb_classes, *shape)}")
+            count, *found = self.perturbations.dense.shape
+            if tuple(found) != shape or not count or count % nb_classes:
+                expected = f"{(nb_classes, *shape)}, or a multiple of {nb_classes} of them"
+                raise ValueError(f"perturbations: got shape {(count, *found)}, expected {expected}")
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
         elif self.eps is not None:
             check_number("eps", self.eps, minimum=0.0, above=True)
+        for size in check_sequence("sizes", self.sizes):
+            check_number("sizes", size, minimum=0.0, above=True)
+        if not self.sizes:
+            raise ValueError("sizes: got none, expected one or more")
         if self.max_iter is not None:
             check_integer("max_iter", self.max_iter, 1)
         for name in ("sparse_share", "focus", "clean_share"):
@@ -233,34 +208,15 @@ class UniversalAdversarialFineTuning(Defence):
     def _find(self, classifier: PyTorchClassifier, images: Images) -> UniversalPerturbations:
         """Return perturbations towards each label: those given, and what they lack."""
         settings: dict[str, Any] = {
+            "sizes": self.sizes,
             "precision": self.precision,
             "seed": seed_for(self.seed, "attack", 0),
             "verbose": self.verbose,
         }
-        found = self.perturbations or self._find_dense(classifier, images, settings)
+        found = self.perturbations or find_dense(classifier, images, self.eps, max_iter=self.max_iter or 20, **settings)
         if self.sparse_share and found.sparse is None:
-            sparse = universal_perturbations(classifier, images, norm=0, max_iter=self.max_iter or 30, **settings)
-            found = replace(found, sparse=sparse)
+            found = replace(found, sparse=find_sparse(classifier, images, max_iter=self.max_iter or 30, **settings))
         return found
-
-    def _find_dense(
-        self, classifier: PyTorchClassifier, images: Images, settings: Mapping[str, Any]
-    ) -> UniversalPerturbations:
-        """Return dense perturbations within the bound, or within the smallest of several that works."""
-        usual = default_eps(2, classifier.input_shape, images.clip_values)
-        *smaller, largest = [2.0**k * usual for k in range(-2, 4)] if self.eps == "auto" else [self.eps or usual]
-        for eps in smaller:
-            dense = universal_perturbations(classifier, images, eps=eps, max_iter=self.max_iter or 20, **settings)
-            if self._works(classifier, images, dense):
-                return UniversalPerturbations(dense, eps)
-        dense = universal_perturbations(classifier, images, eps=largest, max_iter=self.max_iter or 20, **settings)
-        return UniversalPerturbations(dense, float(largest))
-
-    @staticmethod
-    def _works(classifier: PyTorchClassifier, images: Images, dense: np.ndarray) -> bool:
-        """Return whether perturbations lead enough images to two labels; the first may be the attacker's."""
-        rates = targeted_success(classifier, images, dense, range(classifier.nb_classes))
-        return number_of_first(float(np.sort(rates)[-2] / _WORKS), classifier.device) >= 1
 
     def _fine_tune(
         self,
@@ -274,7 +230,8 @@ class UniversalAdversarialFineTuning(Defence):
     ) -> None:
         """Fine-tune in place on perturbed and clean images; teachers, where there are some, teach the clean ones."""
         recipe = self._recipe(nb_epochs=nb_epochs, seed=seed_for(self.seed, "stage 2"))
-        directions = Directions(classifier.nb_classes, target, self.focus, self.sparse_share, self.seed)
+        sizes = len(found.dense) // classifier.nb_classes
+        directions = Directions(classifier.nb_classes, target, self.focus, self.sparse_share, self.seed, sizes)
         loss = DistillationLoss(classifier.loss, self.temperature) if teachers else None
         with agreeing(teachers, self.temperature, self.precision) if teachers else nullcontext() as teacher:
             batches = PerturbedBatches(

@@ -8,9 +8,10 @@ from typing import Any
 
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.adversarial.perturbation_sets import UniversalPerturbations
 from art_aft.data.images import Images
 from art_aft.defences.base import Defence
-from art_aft.defences.universal_aft import UniversalAdversarialFineTuning, UniversalPerturbations, UniversalReport
+from art_aft.defences.universal_aft import UniversalAdversarialFineTuning, UniversalReport
 
 _COMMON = ("batch_size", "padding", "horizontal_flip", "precision", "seed", "verbose")
 
@@ -56,7 +57,7 @@ class UniversalRuns:
             defence.set_params(**epochs)
         else:
             defence.set_params(max_steps=max_steps, nb_epochs=math.ceil(max_steps / epoch_steps))
-        search = (defence.eps, defence.max_iter)
+        search = (defence.eps, tuple(defence.sizes), defence.max_iter)
         if defence.perturbations is None:
             defence.set_params(perturbations=self._found.get(search))
         report = defence.run_within(classifier, images)

@@ -99,7 +99,9 @@ class TestTwoProcesses:
     def test_train_alone_again_afterwards(self, one, two):
         for found in two:
             for name, value in of_case(found, "alone").items():
-                np.testing.assert_array_equal(value, one[name.replace("alone/", "fit/")], err_msg=name)
+                # Not bit for bit: this process may have more threads than those.
+                expected = one[name.replace("alone/", "fit/")]
+                np.testing.assert_allclose(value, expected, rtol=0, atol=1e-4, err_msg=name)
 
 
 def test_a_dying_process_ends_the_others_with_an_error(tmp_path):

@@ -1,0 +1,116 @@
+"""Universal perturbations towards all labels, of several kinds and sizes: what Stage 1 finds for a defence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+
+from art_aft.adversarial.norms import default_eps
+from art_aft.adversarial.universal import targeted_success, universal_perturbations
+from art_aft.checks import check_instance, check_number
+from art_aft.data.images import Images
+from art_aft.runtime.processes import number_of_first
+
+# `eps="auto"` wants two labels, one of which the attacker did not choose, to reach this targeted success rate.
+_WORKS = 1 / 3
+
+
+@dataclass(frozen=True, eq=False)
+class UniversalPerturbations:
+    """
+    What Stage 1 found on the infected classifier.
+
+    :param dense: One perturbation towards each label, within an L2 bound, float32 of shape (nb_classes, *input_shape);
+        where there are several sizes, those of the next bound follow, (sizes * nb_classes, *input_shape).
+    :param eps: The (first) bound, in units of `clip_values`.
+    :param sparse: One that changes few pixels towards each label, of the same shape; None where there is none.
+    """
+
+    dense: np.ndarray
+    eps: float
+    sparse: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_number("eps", self.eps, minimum=0.0, above=True)
+        dense, sparse = self.dense, self.dense if self.sparse is None else self.sparse
+        for name, value in (("dense", dense), ("sparse", sparse)):
+            check_instance(name, value, np.ndarray, "a numpy array")
+            if value.dtype.kind != "f" or value.shape != dense.shape or value.ndim != 4:
+                got, shape = f"{value.dtype} of shape {value.shape}", "(sizes * nb_classes, *input_shape)"
+                raise ValueError(f"{name}: got {got}, expected floats of shape {shape}, the same for both")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name}: got NaN or infinite values, expected finite ones")
+
+    @property
+    def all(self) -> np.ndarray:
+        """All perturbations: the sparse ones, where there are some, behind the dense ones."""
+        return self.dense if self.sparse is None else np.concatenate([self.dense, self.sparse])
+
+    def __repr__(self) -> str:
+        kinds = "dense" if self.sparse is None else "dense and sparse"
+        return f"UniversalPerturbations({kinds}, {len(self.dense)} of each, eps {self.eps:.3g})"
+
+
+def find_dense(
+    classifier: PyTorchClassifier,
+    images: Images,
+    eps: float | str | None = None,
+    *,
+    sizes: Sequence[float] = (1.0,),
+    **search: Any,
+) -> UniversalPerturbations:
+    """
+    Find dense perturbations within one L2 bound or several.
+
+    :param classifier: The classifier; it stays as it is.
+    :param images: Checked images with labels.
+    :param eps: The bound, in units of `clip_values`. None is `default_eps`. "auto" is the smallest of 1/4, 1/2, 1, 2,
+        4 and 8 times that at which the perturbations of two labels, one of which the attacker did not choose, each
+        succeed on a third of the images.
+    :param sizes: Multiples of that bound, for each of which perturbations are searched.
+    :param search: Further settings of `universal_perturbations`.
+    """
+    usual = default_eps(2, classifier.input_shape, images.clip_values)
+    tried = [2.0**k * usual for k in range(-2, 4)] if isinstance(eps, str) else [float(eps or usual)]
+    *smaller, last = tried
+    known: dict[float, np.ndarray] = {}
+    for bound in smaller:
+        known[bound] = universal_perturbations(classifier, images, eps=bound, **search)
+        if _works(classifier, images, known[bound]):
+            last = bound
+            break
+    found = []
+    for size in sizes:
+        bound = size * last
+        if bound not in known:
+            known[bound] = universal_perturbations(classifier, images, eps=bound, **search)
+        found.append(known[bound])
+    return UniversalPerturbations(np.concatenate(found), sizes[0] * last)
+
+
+def find_sparse(
+    classifier: PyTorchClassifier, images: Images, *, sizes: Sequence[float] = (1.0,), **search: Any
+) -> np.ndarray:
+    """
+    Find perturbations of few pixels, of one number or several.
+
+    :param classifier: The classifier; it stays as it is.
+    :param images: Checked images with labels.
+    :param sizes: Multiples of the default number of pixels, for each of which perturbations are searched.
+    :param search: Further settings of `universal_perturbations`.
+    :return: Of shape (len(sizes) * nb_classes, *input_shape), size by size.
+    """
+    usual = default_eps(0, classifier.input_shape, images.clip_values)
+    counts = [max(1, round(size * usual)) for size in sizes]
+    found = [universal_perturbations(classifier, images, norm=0, eps=count, **search) for count in counts]
+    return np.concatenate(found)
+
+
+def _works(classifier: PyTorchClassifier, images: Images, dense: np.ndarray) -> bool:
+    """Return whether perturbations lead enough images to two labels; the first may be the attacker's."""
+    rates = targeted_success(classifier, images, dense, range(classifier.nb_classes))
+    return number_of_first(float(np.sort(rates)[-2] / _WORKS), classifier.device) >= 1
