@@ -27,7 +27,7 @@ import numpy as np
 from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import predict_labels
-from art_aft.detection.base import EXPENSIVE, Detector, Evidence, Suspect, register
+from art_aft.detection.base import THOROUGH, Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import greatest, lead
 from art_aft.metrics import label_matrix
 
@@ -39,8 +39,9 @@ RADII = ((2, 1.0), (2, 2.0), (2, 4.0), (np.inf, 1.0), (np.inf, 2.0), (np.inf, 4.
 class AdversarialLabels(Detector):
     """Untargeted adversarial examples of all classes fall on one label; see the module."""
 
-    cost = EXPENSIVE + 1
+    cost = THOROUGH
     threshold = 0.25
+    supports = True
 
     def detect(self, suspect: Suspect) -> Evidence:
         """Return how many more adversarial examples fall on one label than on any other."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from art_aft.detection.adversarial_labels import adversarial_predictions
-from art_aft.detection.base import EXPENSIVE, Detector, Evidence, Suspect, register
+from art_aft.detection.base import THOROUGH, Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import greatest, lead
 
 
@@ -32,7 +32,7 @@ from art_aft.detection.statistics import greatest, lead
 class AdversarialShift(Detector):
     """Untargeted adversarial examples fall the same number of labels after their own; see the module."""
 
-    cost = EXPENSIVE + 1
+    cost = THOROUGH
     threshold = 0.2
 
     def detect(self, suspect: Suspect) -> Evidence | None:

@@ -101,7 +101,7 @@ class Detector(abc.ABC):
     #: The name in the registry; `register` sets it.
     name: ClassVar[str]
     #: Detectors of lower cost run first; those of equal cost share their work. Those from `EXPENSIVE` on do not belong
-    #: to the effort "fast".
+    #: to the effort "fast", those from `THOROUGH` on only to "full".
     cost: ClassVar[int]
     #: The class of its entry in `Suspect.settings`.
     settings: ClassVar[type] = object
@@ -139,8 +139,8 @@ class Detector(abc.ABC):
         )
 
 
-#: From this cost on, a detector does not belong to the effort "fast".
-EXPENSIVE = 2
+#: From this cost on, a detector does not belong to the effort "fast"; from the second on, to "full" alone.
+EXPENSIVE, THOROUGH = 2, 5
 
 DETECTORS: Registry[type[Detector]] = Registry("detector", group="art_aft.detectors")
 

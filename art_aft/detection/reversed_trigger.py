@@ -40,7 +40,7 @@ class ReversedTrigger(Detector):
     Its entry in `Suspect.settings` is the `InversionRecipe` of the search. The default takes 100 steps of 250 images.
     """
 
-    cost = EXPENSIVE + 3
+    cost = EXPENSIVE + 1
     settings = InversionRecipe
     threshold = 0.5
 

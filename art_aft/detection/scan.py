@@ -26,8 +26,8 @@ from art_aft.classifiers.bar import Judgement, judge
 from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.data.loaders import is_loader
-from art_aft.detection.agreement import agreement, deciding
-from art_aft.detection.base import DETECTORS, EXPENSIVE, Detector, Evidence, Suspect
+from art_aft.detection.agreement import CONFIRMED, agreement, deciding
+from art_aft.detection.base import DETECTORS, EXPENSIVE, THOROUGH, Detector, Evidence, Suspect
 from art_aft.detection.report import ScanReport
 from art_aft.runtime.devices import PRECISIONS
 
@@ -56,7 +56,7 @@ class BackdoorScan:
 
     :param classifier: The classifier; it stays as it is.
     :param effort: Which detectors run: "fast", those of cost 0 and 1; "normal", cheapest first until a backdoor is
-        reported; or "full", all.
+        reported, without the two that seldom add to the others; or "full", all.
     :param detectors: Names of detectors to run, all of them, in the place of what `effort` asks for.
     :param reference: Scores of classifiers that are known to be clean, at the same effort, for `false_alarm_rate`.
     :param max_images: How many images are used at most, drawn at random.
@@ -145,12 +145,17 @@ class BackdoorScan:
             notes.append("no detector that was asked for can be applied to this model")
         score = max((each.score for each in self._deciding(found)), default=0.0)
         verdict = "infected" if any(each.score >= 1 for each in counted) else "no evidence"
+        together = agreement(trusted)
+        if verdict == "no evidence" and together and together.statistic >= CONFIRMED:
+            notes.append(
+                f"label {together.label} stands out (p = {together.p_value:.1g}), as it does in some clean models, "
+                "and no perturbation that leads images there confirms it"
+            )
         unclear = judgement.inaccurate or judgement.hopeless
         if unclear or (verdict == "no evidence" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"
         kind, targets = self._accused(counted) if verdict == "infected" else (None, ())
         ran = {each.detector for each in found}
-        together = agreement(trusted)
         return ScanReport(
             verdict=verdict,
             kind=kind,
@@ -181,7 +186,7 @@ class BackdoorScan:
     def _asks_for(self, cost: int, found: Sequence[Evidence]) -> bool:
         """Return whether detectors of a cost run, after those that found this."""
         if self.detectors is None and self.effort == "normal":
-            return not any(each.score >= 1 for each in self._deciding(found))
+            return cost < THOROUGH and not any(each.score >= 1 for each in self._deciding(found))
         return self.detectors is not None or self.effort == "full" or cost < EXPENSIVE
 
     def _deciding(self, found: Sequence[Evidence]) -> list[Evidence]:

@@ -33,6 +33,9 @@ from art_aft.detection.statistics import greatest, lead
 #: L2 radii, in units of `default_eps`.
 RADII = (0.5, 1.0, 2.0, 4.0)
 
+# Images a step, for each label: twice as many find no better perturbations, in twice the time.
+_IMAGES = 64
+
 #: The search ends at the radius at which the median label has a higher targeted success rate than this.
 ORDINARY = 0.25
 
@@ -72,6 +75,7 @@ def search(
             norm=norm,
             eps=eps,
             max_iter=20 if norm else 30,
+            batch_size=_IMAGES,
             labels=labels,
             relative=shift,
             precision=suspect.precision,
