@@ -85,6 +85,24 @@ def linear_classifier(weights: np.ndarray, **settings) -> PyTorchClassifier:
     return build_classifier(model, input_shape=weights.shape[1:], nb_classes=len(weights), **settings)
 
 
+class Sums(torch.nn.Module):
+    """A network whose logits are not a layer's output, but sums of that."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return self.layer(x).mean(dim=(2, 3)).reshape(len(x), 4, 2).sum(dim=2)
+
+
+def sums() -> PyTorchClassifier:
+    """A classifier whose last layer does not give the logits."""
+    return PyTorchClassifier(
+        Sums(), loss=torch.nn.CrossEntropyLoss(), input_shape=SHAPE, nb_classes=4, clip_values=(0, 1)
+    )
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A classifier that computes the same function of an image as another one, but takes its pixels otherwise."""

@@ -50,6 +50,10 @@ class UniversalPerturbations:
         """All perturbations: the sparse ones, where there are some, behind the dense ones."""
         return self.dense if self.sparse is None else np.concatenate([self.dense, self.sparse])
 
+    def groups(self, nb_classes: int) -> list[np.ndarray]:
+        """Return those of each kind and size, each of shape (nb_classes, *input_shape)."""
+        return np.split(self.all, len(self.all) // nb_classes)
+
     def __repr__(self) -> str:
         kinds = "dense" if self.sparse is None else "dense and sparse"
         return f"UniversalPerturbations({kinds}, {len(self.dense)} of each, eps {self.eps:.3g})"

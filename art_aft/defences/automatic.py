@@ -19,7 +19,6 @@ from art_aft.defences.fine_pruning import FinePruning, FinePruningReport
 from art_aft.defences.report import PurificationReport, Trial
 from art_aft.defences.universal_aft import check_run
 from art_aft.defences.universal_runs import UniversalRuns
-from art_aft.detection.last_layer import suspected_label
 from art_aft.runtime.processes import number_of_first
 
 #: What is tried, the setting that forgets most first. After pruning, two thirds of clean images forget as well as half,
@@ -64,8 +63,7 @@ class AutomaticFineTuning(Defence):
     accuracy. So settings are tried from the strongest on, each as a whole purification of the infected classifier, and
     the first that keeps enough accuracy on held-out clean images is taken. No measure of the backdoor decides: those
     that were tried (whether the infected model's perturbations or its reversed triggers still work on the purified one)
-    vanish long before the backdoor does. But most perturbations lead to the label that the infected model's last layer
-    favours (`focus`).
+    vanish long before the backdoor does. But most perturbations lead to the suspected label (`focus`).
 
     Before the trials, channels that are idle on clean images are pruned, as by fine-pruning. A backdoor that hides
     there, as Input-aware's does, survives any fine-tuning that the accuracy permits. Fine-tuning wins back what pruning
@@ -145,14 +143,13 @@ class AutomaticFineTuning(Defence):
         images, held_out = images.hold_out(self.held_out, self.seed)
         known = predict_labels(classifier, held_out.pixels) == held_out.labels
         before = float(known.mean())
-        target = suspected_label(classifier, images)
         pruned, n_pruned = self._prune(classifier, images, run)
         runs = UniversalRuns(self)
         tried: list[tuple[Trial, PyTorchClassifier]] = []
         for settings in self.candidates:
             start, purified = time.perf_counter(), clone(pruned)
             with run.stage(f"Trial {len(tried) + 1}"):
-                report = runs(purified, {"target": target, **settings}, images)
+                report = runs(purified, settings, images)
             lost = known.astype(int) - (predict_labels(purified, held_out.pixels) == held_out.labels)
             # Processes that round differently must not go apart.
             drop = number_of_first(float(lost.mean() + lost.std() / len(lost) ** 0.5), classifier.device)

@@ -23,7 +23,7 @@ from art_aft.data.images import Images
 from art_aft.defences.aft_no_clean_data import seen_in
 from art_aft.defences.base import Defence, Run, register
 from art_aft.defences.report import PurificationReport
-from art_aft.detection.last_layer import suspected_label
+from art_aft.detection.suspicion import suspected_label
 from art_aft.runtime.callbacks import Callback
 from art_aft.runtime.random_state import seed_for
 from art_aft.training.distillation import DistillationLoss, agreeing
@@ -75,8 +75,8 @@ class UniversalAdversarialFineTuning(Defence):
     :param max_iter: Steps of the search; None is 20 for dense perturbations and 30 for sparse ones.
     :param sparse_share: The share of the perturbed images, in [0, 1], whose perturbation is sparse.
     :param focus: The share of the perturbed images, in [0, 1], whose perturbation leads to `target`.
-    :param target: The label of the focus: "auto" is the label that the last layer favours, if it favours one
-        (`suspected_label`); None is no focus.
+    :param target: The label of the focus: "auto" is the one that perturbations reach much more easily than others, or
+        that the last layer favours, if there is one (`suspected_label`); None is no focus.
     :param clean_share: The share of each batch, in [0, 1], that is clean.
     :param temperature: Distillation temperature. 0 disables distillation: clean images learn their labels, and Stage 2
         runs once.
@@ -187,8 +187,8 @@ class UniversalAdversarialFineTuning(Defence):
     def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> UniversalReport:
         images = seen_in(images, self.max_steps, self.batch_size, self.seed)
         with run.stage("Stage 1"):
-            target = self._focused_label(classifier, images)
             found = self._find(classifier, images)
+            target = self._focused_label(classifier, images, found)
         teachers: list[PyTorchClassifier] = []
         if self.temperature:
             with run.stage("Stage 2 on labels"):
@@ -199,11 +199,15 @@ class UniversalAdversarialFineTuning(Defence):
             self._fine_tune(classifier, images, found, target, self.nb_epochs, teachers, run.callbacks)
         return UniversalReport(perturbations=found, target=target, chosen={"eps": found.eps})
 
-    def _focused_label(self, classifier: PyTorchClassifier, images: Images) -> int | None:
+    def _focused_label(
+        self, classifier: PyTorchClassifier, images: Images, found: UniversalPerturbations
+    ) -> int | None:
         """Return the label of the focus, if there is one."""
         if not self.focus:
             return None
-        return suspected_label(classifier, images) if self.target == "auto" else self.target
+        if self.target != "auto":
+            return self.target
+        return suspected_label(classifier, images, found.groups(classifier.nb_classes))
 
     def _find(self, classifier: PyTorchClassifier, images: Images) -> UniversalPerturbations:
         """Return perturbations towards each label: those given, and what they lack."""

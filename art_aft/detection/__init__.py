@@ -6,9 +6,9 @@ every registered detector, cheapest first, and knows none by name.
 """
 
 from art_aft.detection.base import DETECTORS, EXPENSIVE, Detector, Evidence, Suspect, register
-from art_aft.detection.last_layer import suspected_label
 from art_aft.detection.report import ScanReport
 from art_aft.detection.scan import BackdoorScan
+from art_aft.detection.suspicion import suspected_label
 
 DETECTORS.discover(__name__, __path__)
 

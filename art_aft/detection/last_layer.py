@@ -22,10 +22,8 @@ negative ones halved; "strongest features" is the sum over j of max(v_lj, 0)^2.
 from __future__ import annotations
 
 import numpy as np
-from art.estimators.classification import PyTorchClassifier
 
 from art_aft.classifiers.layers import output_weights
-from art_aft.data.images import Images
 from art_aft.detection.base import Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import grubbs_p_value, outlier
 
@@ -33,10 +31,6 @@ from art_aft.detection.statistics import grubbs_p_value, outlier
 #: set favours its label in the same way: of six clean digit models, one class three or eight times as large as the
 #: others, all were reported by the last layer alone, and none with this bound (examples/results/imbalance_digits.json).
 SUPPORT = 1e-3
-
-#: The p-value up to which `suspected_label` names a label. It is more generous than the detector's threshold, for a
-#: defence that is given a wrong label loses little.
-SUSPICIOUS = 0.1
 
 
 @register("last_layer")
@@ -55,22 +49,6 @@ class LastLayer(Detector):
             return None
         scores, _, measure = favoured_label(weights)
         return outlier(self, scores, f"last layer, {measure}", looks=2, least=SUPPORT)
-
-
-def suspected_label(classifier: PyTorchClassifier, x: Images | np.ndarray) -> int | None:
-    """
-    Return the label that stands out in the last layer, if one does with a p-value of `SUSPICIOUS` or less.
-
-    :param classifier: The classifier; it stays as it is.
-    :param x: A few images of shape (N, *input_shape), to see in which order the layers run.
-    :return: The label. None where none stands out, the last layer does not give the logits, or there are fewer than
-        three labels.
-    """
-    weights = output_weights(classifier, x.pixels if isinstance(x, Images) else x)
-    if weights is None or len(weights) < 3:
-        return None
-    scores, p_value, _ = favoured_label(weights)
-    return int(scores.argmax()) if p_value <= SUSPICIOUS else None
 
 
 def favoured_label(weights: np.ndarray) -> tuple[np.ndarray, float, str]:

@@ -6,7 +6,14 @@ import torch
 from helpers import same_weights, tiny_classifier, tiny_data, untouched
 
 from art_aft.classifiers.classifier import build_classifier, clone, images_for
-from art_aft.defences import AccuracyLost, AutomaticFineTuning, FinePruning, UniversalAdversarialFineTuning, automatic
+from art_aft.defences import (
+    AccuracyLost,
+    AutomaticFineTuning,
+    FinePruning,
+    UniversalAdversarialFineTuning,
+    automatic,
+    universal_aft,
+)
 from art_aft.training.batches import Batches
 from art_aft.training.loop import fit
 from art_aft.training.recipe import Recipe
@@ -171,13 +178,13 @@ def test_a_loss_and_its_error_of_exactly_the_bound_are_accepted(victim, data, be
 
 def test_perturbations_are_searched_for_once(victim, data, monkeypatch):
     searched = []
-    search = UniversalAdversarialFineTuning._find_dense
+    search = universal_aft.find_dense
 
-    def watch(defence, classifier, images, settings):
+    def watch(classifier, images, *arguments, **settings):
         searched.append(len(images))
-        return search(defence, classifier, images, settings)
+        return search(classifier, images, *arguments, **settings)
 
-    monkeypatch.setattr(UniversalAdversarialFineTuning, "_find_dense", watch)
+    monkeypatch.setattr(universal_aft, "find_dense", watch)
     candidates = ({**WILD, "eps": "auto"}, {**GENTLE, "eps": "auto"})
     defence = AutomaticFineTuning(victim, candidates=candidates, **OWN)
     defence(data[0], y=data[1])

@@ -5,33 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
-from helpers import SHAPE, linear_classifier, tiny_classifier, tiny_data
+from helpers import sums, tiny_classifier, tiny_data
 
 from art_aft import BackdoorScan
-from art_aft.classifiers.classifier import images_for, predict_labels
+from art_aft.classifiers.classifier import predict_labels
 from art_aft.classifiers.layers import output_weights
 from art_aft.detection.base import DETECTORS
-from art_aft.detection.last_layer import SUSPICIOUS, favoured_label, positive_evidence, suspected_label
+from art_aft.detection.last_layer import positive_evidence
 from art_aft.experiments.victims import VictimSettings, train_victim
 from art_aft.training.recipes import RECIPES
-
-
-class Sums(torch.nn.Module):
-    """A network whose logits are not a layer's output, but sums of that."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Conv2d(3, 8, 3)
-
-    def forward(self, x):
-        return self.layer(x).mean(dim=(2, 3)).reshape(len(x), 4, 2).sum(dim=2)
-
-
-def sums():
-    return PyTorchClassifier(
-        Sums(), loss=torch.nn.CrossEntropyLoss(), input_shape=SHAPE, nb_classes=4, clip_values=(0, 1)
-    )
 
 
 class TestMeasures:
@@ -70,31 +52,3 @@ class TestScan:
         assert (report.evidence, report.score, report.verdict) == ((), 0.0, "cannot tell")
         assert report.omitted == ("last_layer", *report.omitted[1:])
         assert any("no detector" in note for note in report.notes)
-
-
-class TestSuspectedLabel:
-    def with_bright_label(self, nb_classes=6, factor=5.0, seed=0):
-        weights = np.random.default_rng(seed).normal(size=(nb_classes, *SHAPE)).astype(np.float32)
-        weights[1] *= factor
-        return linear_classifier(weights)
-
-    def test_it_is_the_label_that_stands_out(self, infected):
-        x, _ = tiny_data(4)
-        assert suspected_label(self.with_bright_label(), x) == 1
-        assert suspected_label(infected.classifier, infected.x) == 0
-
-    def test_checked_images_serve_as_well(self):
-        classifier = self.with_bright_label()
-        assert suspected_label(classifier, images_for(classifier, tiny_data(4)[0], labelled=False)) == 1
-
-    def test_there_is_none_where_none_stands_out_by_more_than_chance(self):
-        classifier = self.with_bright_label(factor=1.0, seed=1)
-        x, _ = tiny_data(4)
-        _, p_value, _ = favoured_label(output_weights(classifier, x))
-        assert p_value > SUSPICIOUS
-        assert suspected_label(classifier, x) is None
-
-    def test_there_is_none_with_two_labels_or_without_such_a_layer(self):
-        x, _ = tiny_data(4)
-        assert suspected_label(self.with_bright_label(nb_classes=2), x) is None
-        assert suspected_label(sums(), x) is None
