@@ -1,8 +1,7 @@
-"""Universal perturbations towards all labels, of several kinds and sizes: what Stage 1 finds for a defence."""
+"""Universal perturbations towards all labels, dense and sparse: what Stage 1 finds for a defence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +23,8 @@ class UniversalPerturbations:
     """
     What Stage 1 found on the infected classifier.
 
-    :param dense: One perturbation towards each label, within an L2 bound, float32 of shape (nb_classes, *input_shape);
-        where there are several sizes, those of the next bound follow, (sizes * nb_classes, *input_shape).
-    :param eps: The (first) bound, in units of `clip_values`.
+    :param dense: One perturbation towards each label, within an L2 bound, float32 of shape (nb_classes, *input_shape).
+    :param eps: That bound, in units of `clip_values`.
     :param sparse: One that changes few pixels towards each label, of the same shape; None where there is none.
     """
 
@@ -40,78 +38,46 @@ class UniversalPerturbations:
         for name, value in (("dense", dense), ("sparse", sparse)):
             check_instance(name, value, np.ndarray, "a numpy array")
             if value.dtype.kind != "f" or value.shape != dense.shape or value.ndim != 4:
-                got, shape = f"{value.dtype} of shape {value.shape}", "(sizes * nb_classes, *input_shape)"
+                got, shape = f"{value.dtype} of shape {value.shape}", "(nb_classes, *input_shape)"
                 raise ValueError(f"{name}: got {got}, expected floats of shape {shape}, the same for both")
             if not np.isfinite(value).all():
                 raise ValueError(f"{name}: got NaN or infinite values, expected finite ones")
 
     @property
+    def kinds(self) -> list[np.ndarray]:
+        """The dense ones, and the sparse ones where there are some."""
+        return [self.dense] if self.sparse is None else [self.dense, self.sparse]
+
+    @property
     def all(self) -> np.ndarray:
         """All perturbations: the sparse ones, where there are some, behind the dense ones."""
-        return self.dense if self.sparse is None else np.concatenate([self.dense, self.sparse])
-
-    def groups(self, nb_classes: int) -> list[np.ndarray]:
-        """Return those of each kind and size, each of shape (nb_classes, *input_shape)."""
-        return np.split(self.all, len(self.all) // nb_classes)
+        return np.concatenate(self.kinds)
 
     def __repr__(self) -> str:
         kinds = "dense" if self.sparse is None else "dense and sparse"
-        return f"UniversalPerturbations({kinds}, {len(self.dense)} of each, eps {self.eps:.3g})"
+        return f"UniversalPerturbations({kinds}, {len(self.dense)} labels, eps {self.eps:.3g})"
 
 
 def find_dense(
-    classifier: PyTorchClassifier,
-    images: Images,
-    eps: float | str | None = None,
-    *,
-    sizes: Sequence[float] = (1.0,),
-    **search: Any,
+    classifier: PyTorchClassifier, images: Images, eps: float | str | None = None, **search: Any
 ) -> UniversalPerturbations:
     """
-    Find dense perturbations within one L2 bound or several.
+    Find dense perturbations within an L2 bound.
 
     :param classifier: The classifier; it stays as it is.
     :param images: Checked images with labels.
     :param eps: The bound, in units of `clip_values`. None is `default_eps`. "auto" is the smallest of 1/4, 1/2, 1, 2,
         4 and 8 times that at which the perturbations of two labels, one of which the attacker did not choose, each
         succeed on a third of the images.
-    :param sizes: Multiples of that bound, for each of which perturbations are searched.
     :param search: Further settings of `universal_perturbations`.
     """
     usual = default_eps(2, classifier.input_shape, images.clip_values)
-    tried = [2.0**k * usual for k in range(-2, 4)] if isinstance(eps, str) else [float(eps or usual)]
-    *smaller, last = tried
-    known: dict[float, np.ndarray] = {}
-    for bound in smaller:
-        known[bound] = universal_perturbations(classifier, images, eps=bound, **search)
-        if _works(classifier, images, known[bound]):
-            last = bound
+    bounds = [2.0**k * usual for k in range(-2, 4)] if isinstance(eps, str) else [float(eps or usual)]
+    for bound in bounds:
+        dense = universal_perturbations(classifier, images, eps=bound, **search)
+        if bound == bounds[-1] or _works(classifier, images, dense):
             break
-    found = []
-    for size in sizes:
-        bound = size * last
-        if bound not in known:
-            known[bound] = universal_perturbations(classifier, images, eps=bound, **search)
-        found.append(known[bound])
-    return UniversalPerturbations(np.concatenate(found), sizes[0] * last)
-
-
-def find_sparse(
-    classifier: PyTorchClassifier, images: Images, *, sizes: Sequence[float] = (1.0,), **search: Any
-) -> np.ndarray:
-    """
-    Find perturbations of few pixels, of one number or several.
-
-    :param classifier: The classifier; it stays as it is.
-    :param images: Checked images with labels.
-    :param sizes: Multiples of the default number of pixels, for each of which perturbations are searched.
-    :param search: Further settings of `universal_perturbations`.
-    :return: Of shape (len(sizes) * nb_classes, *input_shape), size by size.
-    """
-    usual = default_eps(0, classifier.input_shape, images.clip_values)
-    counts = [max(1, round(size * usual)) for size in sizes]
-    found = [universal_perturbations(classifier, images, norm=0, eps=count, **search) for count in counts]
-    return np.concatenate(found)
+    return UniversalPerturbations(dense, bound)
 
 
 def _works(classifier: PyTorchClassifier, images: Images, dense: np.ndarray) -> bool:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.adversarial.perturbation_sets import UniversalPerturbations, find_dense, find_sparse
+from art_aft.adversarial.perturbation_sets import UniversalPerturbations, find_dense
+from art_aft.adversarial.universal import universal_perturbations
 from art_aft.checks import (
     check_choice,
     check_integer,
     check_mapping,
     check_number,
-    check_sequence,
     within,
 )
 from art_aft.classifiers.classifier import clone
@@ -70,8 +70,6 @@ class UniversalAdversarialFineTuning(Defence):
     :param eps: The L2 bound of dense perturbations, in units of `clip_values`. None is `default_eps`: 1.0 of the range
         for 32x32x3 images. "auto" is the smallest of 1/4, 1/2, 1, 2, 4 and 8 times that at which the perturbations of
         two labels, one of which the attacker did not choose, each succeed on a third of the images.
-    :param sizes: Multiples of that bound, and of the number of pixels of sparse perturbations, at each of which
-        perturbations are searched. Each perturbed image gets one of them.
     :param max_iter: Steps of the search; None is 20 for dense perturbations and 30 for sparse ones.
     :param sparse_share: The share of the perturbed images, in [0, 1], whose perturbation is sparse.
     :param focus: The share of the perturbed images, in [0, 1], whose perturbation leads to `target`.
@@ -105,7 +103,6 @@ class UniversalAdversarialFineTuning(Defence):
         perturbations: UniversalPerturbations | None = None,
         *,
         eps: float | str | None = None,
-        sizes: Sequence[float] = (1.0,),
         max_iter: int | None = None,
         sparse_share: float = 0.5,
         focus: float = 0.75,
@@ -130,7 +127,6 @@ class UniversalAdversarialFineTuning(Defence):
             classifier,
             perturbations=perturbations,
             eps=eps,
-            sizes=sizes,
             max_iter=max_iter,
             sparse_share=sparse_share,
             focus=focus,
@@ -159,18 +155,13 @@ class UniversalAdversarialFineTuning(Defence):
             if not isinstance(self.perturbations, UniversalPerturbations):
                 kind = type(self.perturbations).__name__
                 raise TypeError(f"perturbations: got {kind}, expected UniversalPerturbations of a report, or None")
-            count, *found = self.perturbations.dense.shape
-            if tuple(found) != shape or not count or count % nb_classes:
-                expected = f"{(nb_classes, *shape)}, or a multiple of {nb_classes} of them"
-                raise ValueError(f"perturbations: got shape {(count, *found)}, expected {expected}")
+            if self.perturbations.dense.shape != (nb_classes, *shape):
+                found = self.perturbations.dense.shape
+                raise ValueError(f"perturbations: got shape {found}, expected {(nb_classes, *shape)}")
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
         elif self.eps is not None:
             check_number("eps", self.eps, minimum=0.0, above=True)
-        for size in check_sequence("sizes", self.sizes):
-            check_number("sizes", size, minimum=0.0, above=True)
-        if not self.sizes:
-            raise ValueError("sizes: got none, expected one or more")
         if self.max_iter is not None:
             check_integer("max_iter", self.max_iter, 1)
         for name in ("sparse_share", "focus", "clean_share"):
@@ -207,19 +198,19 @@ class UniversalAdversarialFineTuning(Defence):
             return None
         if self.target != "auto":
             return self.target
-        return suspected_label(classifier, images, found.groups(classifier.nb_classes))
+        return suspected_label(classifier, images, found.kinds)
 
     def _find(self, classifier: PyTorchClassifier, images: Images) -> UniversalPerturbations:
         """Return perturbations towards each label: those given, and what they lack."""
         settings: dict[str, Any] = {
-            "sizes": self.sizes,
             "precision": self.precision,
             "seed": seed_for(self.seed, "attack", 0),
             "verbose": self.verbose,
         }
         found = self.perturbations or find_dense(classifier, images, self.eps, max_iter=self.max_iter or 20, **settings)
         if self.sparse_share and found.sparse is None:
-            found = replace(found, sparse=find_sparse(classifier, images, max_iter=self.max_iter or 30, **settings))
+            sparse = universal_perturbations(classifier, images, norm=0, max_iter=self.max_iter or 30, **settings)
+            found = replace(found, sparse=sparse)
         return found
 
     def _fine_tune(
@@ -234,8 +225,7 @@ class UniversalAdversarialFineTuning(Defence):
     ) -> None:
         """Fine-tune in place on perturbed and clean images; teachers, where there are some, teach the clean ones."""
         recipe = self._recipe(nb_epochs=nb_epochs, seed=seed_for(self.seed, "stage 2"))
-        sizes = len(found.dense) // classifier.nb_classes
-        directions = Directions(classifier.nb_classes, target, self.focus, self.sparse_share, self.seed, sizes)
+        directions = Directions(classifier.nb_classes, target, self.focus, self.sparse_share, self.seed)
         loss = DistillationLoss(classifier.loss, self.temperature) if teachers else None
         with agreeing(teachers, self.temperature, self.precision) if teachers else nullcontext() as teacher:
             batches = PerturbedBatches(

@@ -57,7 +57,7 @@ class UniversalRuns:
             defence.set_params(**epochs)
         else:
             defence.set_params(max_steps=max_steps, nb_epochs=math.ceil(max_steps / epoch_steps))
-        search = (defence.eps, tuple(defence.sizes), defence.max_iter)
+        search = (defence.eps, defence.max_iter)
         if defence.perturbations is None:
             defence.set_params(perturbations=self._found.get(search))
         report = defence.run_within(classifier, images)

@@ -18,22 +18,18 @@ class Directions:
     """
     Draws which perturbation each image gets: one towards another label than its own.
 
-    Perturbations are numbered by their labels. Those of the next size follow; the sparse ones come behind all dense
-    ones.
+    Perturbations are numbered by their labels; sparse ones follow behind the dense ones.
 
     :param nb_classes: The number of labels.
     :param target: The label of the focus; None is none.
     :param focus: The share of images, in [0, 1], that get the perturbation towards `target`.
     :param sparse_share: The share of images, in [0, 1], that get a sparse perturbation.
     :param seed: The user's seed.
-    :param sizes: How many sizes there are of each kind; all are as likely.
     """
 
-    def __init__(
-        self, nb_classes: int, target: int | None, focus: float, sparse_share: float, seed: int, sizes: int = 1
-    ) -> None:
+    def __init__(self, nb_classes: int, target: int | None, focus: float, sparse_share: float, seed: int) -> None:
         self.nb_classes, self.target, self.focus = nb_classes, target, focus
-        self.sparse_share, self.seed, self.sizes = sparse_share, seed, sizes
+        self.sparse_share, self.seed = sparse_share, seed
         self.turns = itertools.count(1)
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:
@@ -53,9 +49,7 @@ class Directions:
             focused = drawn(rng.random(len(labels)) < self.focus) & (labels != self.target)
             towards = towards.masked_fill(focused, self.target)
         if self.sparse_share:
-            towards += self.sizes * self.nb_classes * drawn(rng.random(len(labels)) < self.sparse_share)
-        if self.sizes > 1:
-            towards += self.nb_classes * drawn(rng.integers(0, self.sizes, len(labels)))
+            towards += self.nb_classes * drawn(rng.random(len(labels)) < self.sparse_share)
         return towards
 
 

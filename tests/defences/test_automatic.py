@@ -1,5 +1,7 @@
 """Automatic settings: the strongest that keeps the accuracy, chosen on images that train nothing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,9 @@ def test_the_strongest_ends_the_search_if_it_is_good_enough(victim, data):
 
 def test_idle_channels_are_pruned_before_the_first_trial(victim, data, monkeypatch):
     monkeypatch.setattr(automatic, "_DECIDING", 1)
-    defence = AutomaticFineTuning(victim, candidates=(WILD, GENTLE), **{**OWN, "pruning_drop": 0.3})
+    defence = AutomaticFineTuning(
+        victim, candidates=(GENTLE, WILD), **{**OWN, "pruning_drop": 0.3, "max_accuracy_drop": 0.9}
+    )
     with untouched(victim):
         purified = defence(data[0], y=data[1])
     _, shown = held_out(*data)
@@ -122,8 +126,35 @@ def test_idle_channels_are_pruned_before_the_first_trial(victim, data, monkeypat
     assert n_pruned > 0
     assert same_weights(purified, by_hand(pruned, GENTLE)(shown[0], y=shown[1]))
     assert defence.report.n_pruned == defence.report.chosen["n_pruned"] == n_pruned
-    assert [stage.name for stage in defence.report.stages] == ["Pruning", "Trial 1", "Trial 2"]
+    assert [stage.name for stage in defence.report.stages] == ["Pruning", "Trial 1"]
     assert defence.report.accuracy_before == 1  # the infected classifier's, not that of the pruned one
+
+
+@pytest.mark.parametrize("cheaper", ["pruned", "whole"])
+def test_a_rejected_trial_is_repeated_without_pruning_and_the_next_begin_where_less_was_lost(
+    victim, data, monkeypatch, cheaper
+):
+    def ruined(self, classifier, images, run):
+        """Return a copy that "lost" two channels, and knows nothing where that is to cost more."""
+        copy = clone(classifier)
+        with torch.no_grad():
+            for parameter in copy.model.parameters():
+                parameter.mul_(1.0 if cheaper == "pruned" else 0.0)
+        return copy, 2
+
+    monkeypatch.setattr(AutomaticFineTuning, "_prune", ruined)
+    still = {**GENTLE, "nb_epochs": 0}
+    if cheaper == "pruned":  # all trials lose the same; the first of the best is pruned
+        defence = AutomaticFineTuning(victim, candidates=(WILD, WILD), **OWN)
+        defence(data[0], y=data[1])
+        assert [trial.settings["n_pruned"] for trial in defence.report.trials] == [2, 0, 2]
+    else:
+        defence = AutomaticFineTuning(victim, candidates=(still, GENTLE), **{**OWN, "max_accuracy_drop": 0.0})
+        purified = defence(data[0], y=data[1])
+        assert [trial.settings["n_pruned"] for trial in defence.report.trials] == [2, 0]
+        assert [trial.accepted for trial in defence.report.trials] == [False, True]
+        assert same_weights(purified, victim)
+        assert defence.report.n_pruned == 0
 
 
 def test_few_images_do_not_decide_on_pruning(victim, data):
@@ -155,6 +186,14 @@ def test_where_all_lose_too_much_the_best_comes_back_and_the_report_says_so(vict
     assert report.accuracy_after == max(trial.accuracy for trial in report.trials)
     assert report.chosen in [trial.settings for trial in report.trials if trial.accuracy == report.accuracy_after]
     assert accuracy(purified, *held_out(*data)[0]) == pytest.approx(report.accuracy_after)
+
+
+@pytest.mark.parametrize(
+    ("drops", "taken"), [((0.30, 0.12, 0.10), 1), ((0.30, 0.16, 0.10), 2), ((0.12, 0.10, 0.11), 0)]
+)
+def test_of_those_that_lose_least_within_a_standard_error_the_strongest_comes_back(drops, taken):
+    tried = [SimpleNamespace(drop=drop, error=0.05 - 0.01 * place) for place, drop in enumerate(drops)]
+    assert automatic._strongest_of_the_best(tried) is tried[taken]
 
 
 @pytest.mark.parametrize("in_place", [False, True])

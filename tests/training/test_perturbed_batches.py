@@ -117,10 +117,3 @@ class TestDirections:
         assert np.mean(sparse) == pytest.approx(0.25, abs=0.03)
         assert (towards[sparse] < 2 * NB_CLASSES).all()
         assert (towards % NB_CLASSES != self.LABELS.numpy()).all()
-
-    def test_all_sizes_of_each_kind_are_as_likely(self):
-        directions = Directions(NB_CLASSES, 1, 0.5, 0.25, seed=0, sizes=3)
-        numbers = directions(self.LABELS).numpy()
-        kinds = np.bincount(numbers // NB_CLASSES, minlength=6) / len(numbers)
-        assert kinds == pytest.approx([0.25] * 3 + [0.25 / 3] * 3, abs=0.03)
-        assert (numbers % NB_CLASSES != self.LABELS.numpy()).all()
