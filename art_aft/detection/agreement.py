@@ -30,7 +30,7 @@ from art_aft.detection.statistics import cauchy_combination
 #: The statistic from which the agreement reports a backdoor, by itself and where another detector confirms its label.
 ALONE, CONFIRMED = 4.0, 2.0
 
-# The score from which another detector confirms a label.
+# The score from which another detector confirms a label; and the sum of scores from which several leave a doubt.
 _CONFIRMS = 0.5
 
 
@@ -49,7 +49,7 @@ def agreement(found: Sequence[Evidence]) -> Evidence | None:
     label = int(combined.argmin())
     pointing = [each.detector for each in parts if each.label == label]
     details = f"{len(pointing)} of {len(parts)} detectors point at it"
-    confirming = [each.detector for each in found if _confirms(each, label)]
+    confirming = [e.detector for e in found if _of_success(e) and e.label == label and e.score >= _CONFIRMS]
     return Evidence(
         detector="agreement",
         label=label,
@@ -62,10 +62,33 @@ def agreement(found: Sequence[Evidence]) -> Evidence | None:
     )
 
 
-def _confirms(evidence: Evidence, label: int) -> bool:
-    """Return whether evidence of another kind points at the label, too."""
-    own = not (evidence.label_p_values or evidence.supports or evidence.shift)
-    return own and evidence.label == label and evidence.score >= _CONFIRMS
+def doubts(found: Sequence[Evidence]) -> list[str]:
+    """
+    Return what is no report, but too much for "no evidence", in words.
+
+    That is a label that stands out in the agreement and is not confirmed; or one that several detectors point at by the
+    success of perturbations, with scores that add up to half of what one of them reports.
+
+    :param found: What single detectors found on one classifier.
+    """
+    notes, together = [], agreement(found)
+    if together is not None and together.statistic >= CONFIRMED:
+        notes.append(
+            f"label {together.label} stands out (p = {together.p_value:.1g}), as it does in some clean models, and no "
+            "perturbation that leads images there confirms it"
+        )
+    own = [each for each in found if _of_success(each)]
+    for label in sorted({each.label for each in own}):
+        pointing = [each for each in own if each.label == label]
+        if len(pointing) > 1 and sum(each.score for each in pointing) >= _CONFIRMS:
+            names = ", ".join(each.detector for each in pointing)
+            notes.append(f"several detectors point at label {label}, each below its threshold: {names}")
+    return notes
+
+
+def _of_success(evidence: Evidence) -> bool:
+    """Return whether evidence rests on perturbations that lead images to a label, and may decide by itself."""
+    return not (evidence.label_p_values or evidence.supports or evidence.shift)
 
 
 def deciding(found: Sequence[Evidence], *, named: bool = False) -> list[Evidence]:

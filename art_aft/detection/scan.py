@@ -26,7 +26,7 @@ from art_aft.classifiers.bar import Judgement, judge
 from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.data.loaders import is_loader
-from art_aft.detection.agreement import CONFIRMED, agreement, deciding
+from art_aft.detection.agreement import agreement, deciding, doubts
 from art_aft.detection.base import DETECTORS, EXPENSIVE, THOROUGH, Detector, Evidence, Suspect
 from art_aft.detection.report import ScanReport
 from art_aft.runtime.devices import PRECISIONS
@@ -146,11 +146,7 @@ class BackdoorScan:
         score = max((each.score for each in self._deciding(found)), default=0.0)
         verdict = "infected" if any(each.score >= 1 for each in counted) else "no evidence"
         together = agreement(trusted)
-        if verdict == "no evidence" and together and together.statistic >= CONFIRMED:
-            notes.append(
-                f"label {together.label} stands out (p = {together.p_value:.1g}), as it does in some clean models, "
-                "and no perturbation that leads images there confirms it"
-            )
+        notes += doubts(trusted) if verdict == "no evidence" else []
         unclear = judgement.inaccurate or judgement.hopeless
         if unclear or (verdict == "no evidence" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"

@@ -14,7 +14,7 @@ from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.adversarial.universal import targeted_success, universal_perturbations
 from art_aft.classifiers.classifier import images_for, predict_labels
-from art_aft.detection import agreement, scan
+from art_aft.detection import agreement
 from art_aft.detection.base import DETECTORS
 from art_aft.experiments.victims import VictimSettings, train_victim
 from art_aft.training.recipes import RECIPES
@@ -142,7 +142,7 @@ class TestEffort:
     def test_a_label_that_stands_out_unconfirmed_is_no_report_and_no_clean_bill(self, infected, monkeypatch):
         monkeypatch.setattr(agreement, "ALONE", 99.0)
         for least, verdict, notes in ((0.01, "cannot tell", 1), (99.0, "no evidence", 0)):
-            monkeypatch.setattr(scan, "CONFIRMED", least)
+            monkeypatch.setattr(agreement, "CONFIRMED", least)
             report = BackdoorScan(infected.classifier, effort="fast")(*few(infected))
             assert (report.verdict, report.targets, len(report.notes)) == (verdict, (), notes)
             assert all("label 0 stands out" in note for note in report.notes)
