@@ -12,8 +12,8 @@ overwhelming. Less is enough where a perturbation that really leads images to th
 | Statistic: -log10 of the smallest combined p-value times the number of labels (Bonferroni's bound).
 | Null distribution: each detector's own; their dependence does not matter in the tail. Real classifiers exceed it:
   docs/detection.md has how often.
-| Threshold: 4.0, a p-value of 0.0001; 2.0 where a detector without such p-values is halfway to its own threshold at the
-  same label.
+| Threshold: 4.0, a p-value of 0.0001; 1.5, a p-value of 0.03, where a detector without such p-values is halfway to its
+  own threshold at the same label. Both were chosen on the zoo's choosing half.
 | Paper link: https://doi.org/10.1080/01621459.2018.1554485
 """
 
@@ -28,7 +28,10 @@ from art_aft.detection.base import Evidence
 from art_aft.detection.statistics import cauchy_combination
 
 #: The statistic from which the agreement reports a backdoor, by itself and where another detector confirms its label.
-ALONE, CONFIRMED = 4.0, 2.0
+ALONE, CONFIRMED = 4.0, 1.5
+
+# The statistic from which a label that nothing confirms leaves a doubt: 3 of 40 clean digit models have as much.
+_STANDS_OUT = 2.0
 
 # The score from which another detector confirms a label; and the sum of scores from which several leave a doubt.
 _CONFIRMS = 0.5
@@ -72,7 +75,7 @@ def doubts(found: Sequence[Evidence]) -> list[str]:
     :param found: What single detectors found on one classifier.
     """
     notes, together = [], agreement(found)
-    if together is not None and together.statistic >= CONFIRMED:
+    if together is not None and together.statistic >= _STANDS_OUT:
         notes.append(
             f"label {together.label} stands out (p = {together.p_value:.1g}), as it does in some clean models, and no "
             "perturbation that leads images there confirms it"

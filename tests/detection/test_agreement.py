@@ -70,14 +70,14 @@ class TestAgreement:
         assert agreement(parts).p_value == pytest.approx(4 * cauchy_combination(columns).min())
         assert agreement(parts).statistic == pytest.approx(-np.log10(agreement(parts).p_value))
 
-    def test_another_kind_of_evidence_for_the_same_label_halves_the_threshold(self):
+    def test_another_kind_of_evidence_for_the_same_label_lowers_the_threshold(self):
         parts = [evidence("a", (0.3, 0.001, 0.6, 0.9)), evidence("b", (0.2, 0.004, 0.9, 0.1))]
         halfway = replace(evidence("c", statistic=1.0), label=1)  # of 2
         weaker, elsewhere = replace(halfway, statistic=0.9), replace(halfway, label=2)
         for other in (weaker, elsewhere, replace(halfway, shift=True), replace(halfway, supports=True)):
             assert agreement([*parts, other]).threshold == 4.0
         together = agreement([*parts, halfway])
-        assert together.threshold == 2.0
+        assert together.threshold == 1.5
         assert together.statistic == agreement(parts).statistic
         assert together.details == "2 of 2 detectors point at it, confirmed by c"
 

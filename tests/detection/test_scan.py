@@ -142,7 +142,7 @@ class TestEffort:
     def test_a_label_that_stands_out_unconfirmed_is_no_report_and_no_clean_bill(self, infected, monkeypatch):
         monkeypatch.setattr(agreement, "ALONE", 99.0)
         for least, verdict, notes in ((0.01, "cannot tell", 1), (99.0, "no evidence", 0)):
-            monkeypatch.setattr(agreement, "CONFIRMED", least)
+            monkeypatch.setattr(agreement, "_STANDS_OUT", least)
             report = BackdoorScan(infected.classifier, effort="fast")(*few(infected))
             assert (report.verdict, report.targets, len(report.notes)) == (verdict, (), notes)
             assert all("label 0 stands out" in note for note in report.notes)
