@@ -33,7 +33,7 @@ ALONE, CONFIRMED = 4.0, 1.5
 # The statistic from which a label that nothing confirms leaves a doubt: 3 of 40 clean digit models have as much.
 _STANDS_OUT = 2.0
 
-# The score from which another detector confirms a label; and the sum of scores from which several leave a doubt.
+# The score from which another detector confirms a label.
 _CONFIRMS = 0.5
 
 
@@ -65,28 +65,20 @@ def agreement(found: Sequence[Evidence]) -> Evidence | None:
     )
 
 
-def doubts(found: Sequence[Evidence]) -> list[str]:
+def unconfirmed(found: Sequence[Evidence]) -> str:
     """
-    Return what is no report, but too much for "no evidence", in words.
-
-    That is a label that stands out in the agreement and is not confirmed; or one that several detectors point at by the
-    success of perturbations, with scores that add up to half of what one of them reports.
+    Return what is no report, but too much for "no evidence": the label that stands out and is not confirmed, in words.
 
     :param found: What single detectors found on one classifier.
+    :return: Empty where there is no such label.
     """
-    notes, together = [], agreement(found)
-    if together is not None and together.statistic >= _STANDS_OUT:
-        notes.append(
-            f"label {together.label} stands out (p = {together.p_value:.1g}), as it does in some clean models, and no "
-            "perturbation that leads images there confirms it"
-        )
-    own = [each for each in found if _of_success(each)]
-    for label in sorted({each.label for each in own}):
-        pointing = [each for each in own if each.label == label]
-        if len(pointing) > 1 and sum(each.score for each in pointing) >= _CONFIRMS:
-            names = ", ".join(each.detector for each in pointing)
-            notes.append(f"several detectors point at label {label}, each below its threshold: {names}")
-    return notes
+    together = agreement(found)
+    if together is None or together.statistic < _STANDS_OUT:
+        return ""
+    return (
+        f"label {together.label} stands out (p = {together.p_value:.1g}), as it does in some clean models, and no "
+        "perturbation that leads images there confirms it"
+    )
 
 
 def _of_success(evidence: Evidence) -> bool:

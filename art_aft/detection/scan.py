@@ -26,7 +26,7 @@ from art_aft.classifiers.bar import Judgement, judge
 from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
 from art_aft.data.loaders import is_loader
-from art_aft.detection.agreement import agreement, deciding, doubts
+from art_aft.detection.agreement import agreement, deciding, unconfirmed
 from art_aft.detection.base import DETECTORS, EXPENSIVE, THOROUGH, Detector, Evidence, Suspect
 from art_aft.detection.report import ScanReport
 from art_aft.runtime.devices import PRECISIONS
@@ -35,7 +35,7 @@ from art_aft.runtime.devices import PRECISIONS
 EFFORTS = ("fast", "normal", "full")
 
 # From this score on, a scan that reports nothing does not say "no evidence" either. The eight clean models of the zoo's
-# choosing half have at most 0.46 (examples/results/scan_zoo_choose.json).
+# choosing half have 0.46 at most (examples/results/scan_zoo_choose.json).
 _DOUBT = 0.6
 
 
@@ -146,7 +146,8 @@ class BackdoorScan:
         score = max((each.score for each in self._deciding(found)), default=0.0)
         verdict = "infected" if any(each.score >= 1 for each in counted) else "no evidence"
         together = agreement(trusted)
-        notes += doubts(trusted) if verdict == "no evidence" else []
+        if verdict == "no evidence" and unconfirmed(trusted):
+            notes.append(unconfirmed(trusted))
         unclear = judgement.inaccurate or judgement.hopeless
         if unclear or (verdict == "no evidence" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import cauchy, t
 
-from art_aft.detection.agreement import agreement, deciding, doubts
+from art_aft.detection.agreement import agreement, deciding
 from art_aft.detection.base import Evidence
 from art_aft.detection.statistics import cauchy_combination, grubbs_p_value, tail_probabilities
 
@@ -80,17 +80,6 @@ class TestAgreement:
         assert together.threshold == 1.5
         assert together.statistic == agreement(parts).statistic
         assert together.details == "2 of 2 detectors point at it, confirmed by c"
-
-    def test_several_that_point_at_one_label_by_success_leave_a_doubt_together(self):
-        one = replace(evidence("universal", statistic=0.6), label=3)  # 0.3 of its threshold
-        two = replace(evidence("reversed_trigger", statistic=0.5), label=3)
-        assert doubts([one, two]) == [
-            "several detectors point at label 3, each below its threshold: universal, reversed_trigger"
-        ]
-        weaker, elsewhere = replace(two, statistic=0.3), replace(two, label=2)
-        for other in (weaker, elsewhere, replace(two, shift=True), replace(two, supports=True)):
-            assert doubts([one, other]) == []
-        assert doubts([replace(one, statistic=1.5)]) == []
 
     def test_one_detector_alone_decides_by_itself(self):
         parts = [evidence("a", (0.3, 0.001, 0.6, 0.9)), evidence("b")]
