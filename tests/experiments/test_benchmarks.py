@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from art_aft.cli.options import command_line
+from art_aft.experiments.victims import train_victim
 from art_aft.training.recipes import RECIPES
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -28,6 +29,35 @@ def module(name):
     loaded = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(loaded)
     return loaded
+
+
+def test_purification_of_a_zoo_measures_each_stored_model_once(tmp_path, monkeypatch, capsys):
+    purify, store, output = module("purify_zoo"), tmp_path / "models", tmp_path / "rows.json"
+    recipe = {"name": "digits", "nb_epochs": 1}
+    common = {"half": "judge", "attack": "sig", "clean_share": 0.1, "recipe": recipe}
+    entries = [{**common, "name": "a", "seed": 1}, {**common, "name": "b", "seed": 2, "rate": 0.0}]
+    (tmp_path / "zoo.json").write_text(json.dumps([*entries, {**common, "name": "c", "seed": 3}]))
+    for member in purify.read_zoo(tmp_path / "zoo.json")[:2]:
+        train_victim(member.settings, store=store)
+    arguments = ["--settings", str(tmp_path / "zoo.json"), "--half", "judge", "--defence", "fine_tuning"]
+    arguments += ["--store", str(store), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["purify_zoo.py", *arguments])
+    purify.main()
+    record = json.loads(output.read_text())
+    assert [(row["seed"], row["attack"], row["defence"]) for row in record["rows"]] == [
+        (1, "sig", "fine_tuning"),
+        (2, "clean", "fine_tuning"),
+    ]
+    clean = record["summary"][-1]
+    row = record["rows"][1]
+    assert clean["lost_worst"] == pytest.approx(row["before"]["acc"] - row["after"]["acc"])
+    assert (clean["kind"], clean["models"]) == ("clean", 1)
+    monkeypatch.setattr(purify, "row", lambda *_: pytest.fail("measured again"))
+    purify.main()
+    assert json.loads(output.read_text())["rows"] == record["rows"]
+    monkeypatch.setattr(sys, "argv", ["purify_zoo.py", *arguments[:-2], "--defence", "nad", "--output", str(output)])
+    with pytest.raises(ValueError, match=r"^output: got the rows of .*fine_tuning"):
+        purify.main()
 
 
 @pytest.mark.parametrize(
