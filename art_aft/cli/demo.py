@@ -19,7 +19,7 @@ ACC  clean test images that get their true label
 ASR  triggered test images of other classes that get the target label
 RA   triggered test images of other classes that get their true label
 adv->target  adversarial examples of other classes that get the target label (the paper's observation)
-scan  the result of `art-aft scan` on the model "before", by three of its detectors, with half of the same clean images
+scan  the result of `art-aft scan` on the model "before", by four of its detectors, with half of the same clean images
 All in percent. All five defences got the same 120 clean images, made 20 passes over them at the same learning rate, and
 did not know the trigger."""
 

@@ -23,7 +23,10 @@ DEMO_ATTACKS = ("badnets", "blend", "sig")
 #: The radius of the adversarial examples that are counted and shown. The defence needs less.
 DEMO_EPS = 0.1
 #: On half of the defender's images.
-DEMO_SCAN: Mapping[str, Any] = {"detectors": ("last_layer", "margin_blended", "margin_pixels"), "max_images": 60}
+DEMO_SCAN: Mapping[str, Any] = {
+    "detectors": ("last_layer", "margin_blended", "margin_pixels", "universal"),
+    "max_images": 60,
+}
 DEMO_VICTIM = Recipe(
     nb_epochs=20, batch_size=64, learning_rate=0.1, weight_decay=1e-4, nesterov=True, schedule="one_cycle"
 )
