@@ -70,6 +70,7 @@ def find_dense(
         4 and 8 times that at which the perturbations of two labels, one of which the attacker did not choose, each
         succeed on a third of the images.
     :param search: Further settings of `universal_perturbations`.
+    :raises ValueError: If a number is out of its range.
     """
     usual = default_eps(2, classifier.input_shape, images.clip_values)
     bounds = [2.0**k * usual for k in range(-2, 4)] if isinstance(eps, str) else [float(eps or usual)]

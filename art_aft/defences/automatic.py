@@ -190,8 +190,9 @@ class AutomaticFineTuning(Defence):
         taken = tried[-1] if tried[-1].trial.accepted else _strongest_of_the_best(tried)
         trial = taken.trial
         if not trial.accepted and self.otherwise == "raise":
+            best = max(one.trial.accuracy for one in tried)
             raise AccuracyLost(
-                f"max_accuracy_drop: of {before:.3f}, {len(tried)} settings left {trial.accuracy:.3f} at best, "
+                f"max_accuracy_drop: of {before:.3f}, {len(tried)} trials left {best:.3f} at best, "
                 f"expected at least {before - self.max_accuracy_drop:.3f}"
             )
         classifier.model.load_state_dict(taken.classifier.model.state_dict())

@@ -75,9 +75,13 @@ def unconfirmed(found: Sequence[Evidence]) -> str:
     together = agreement(found)
     if together is None or together.statistic < _STANDS_OUT:
         return ""
+    looked = any(_of_success(each) for each in found)
+    confirmation = (
+        "no perturbation that leads images there confirms it" if looked else "nothing ran that could confirm it"
+    )
     return (
-        f"label {together.label} stands out (p = {together.p_value:.1g}), as it does in some clean models, and no "
-        "perturbation that leads images there confirms it"
+        f"label {together.label} stands out (p = {together.p_value:.1g}), as one does in some clean models, and "
+        f"{confirmation}"
     )
 
 

@@ -146,8 +146,8 @@ class BackdoorScan:
         score = max((each.score for each in self._deciding(found)), default=0.0)
         verdict = "infected" if any(each.score >= 1 for each in counted) else "no evidence"
         together = agreement(trusted)
-        if verdict == "no evidence" and unconfirmed(trusted):
-            notes.append(unconfirmed(trusted))
+        doubt = unconfirmed(trusted) if verdict == "no evidence" else ""
+        notes += [doubt] if doubt else []
         unclear = judgement.inaccurate or judgement.hopeless
         if unclear or (verdict == "no evidence" and (notes or score >= _DOUBT)):
             verdict = "cannot tell"

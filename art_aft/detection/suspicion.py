@@ -37,7 +37,7 @@ def suspected_label(
 
     :param classifier: The classifier; it stays as it is.
     :param x: Images of shape (N, *input_shape); with perturbations, checked images with labels.
-    :param perturbations: One towards each label, of shape (nb_classes, *input_shape), for each kind and size.
+    :param perturbations: One towards each label, of shape (nb_classes, *input_shape), for each kind.
     :return: The label. None where no perturbation has a lead of `LEAD` and none stands out by a p-value of `SUSPICIOUS`
         or less, the last layer does not give the logits, or there are fewer than three labels.
     """

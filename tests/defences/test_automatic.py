@@ -200,7 +200,7 @@ def test_of_those_that_lose_least_within_a_standard_error_the_strongest_comes_ba
 def test_or_an_error_that_leaves_the_classifier_as_it_was(victim, data, in_place):
     defence = AutomaticFineTuning(victim, candidates=(WILD,), otherwise="raise", **OWN)
     given = clone(victim)
-    with untouched(victim, given), pytest.raises(AccuracyLost, match=r"^max_accuracy_drop: of 1\.000, 1 settings left"):
+    with untouched(victim, given), pytest.raises(AccuracyLost, match=r"^max_accuracy_drop: of 1\.000, 1 trials left"):
         defence(data[0], transformed_classifier=given if in_place else None, y=data[1])
 
 

@@ -1,12 +1,13 @@
 """Several detectors that point at one label: the combination under its null, and what it decides."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import cauchy, t
 
-from art_aft.detection.agreement import agreement, deciding
+from art_aft.detection.agreement import agreement, deciding, unconfirmed
 from art_aft.detection.base import Evidence
 from art_aft.detection.statistics import cauchy_combination, grubbs_p_value, tail_probabilities
 
@@ -80,6 +81,13 @@ class TestAgreement:
         assert together.threshold == 1.5
         assert together.statistic == agreement(parts).statistic
         assert together.details == "2 of 2 detectors point at it, confirmed by c"
+
+    def test_a_label_that_stands_out_unconfirmed_is_put_into_words(self):
+        parts = [evidence("a", (0.3, 0.001, 0.6, 0.9)), evidence("b", (0.2, 0.0004, 0.9, 0.1))]
+        assert re.search(r"^label 1 stands out \(p = 0\.002\).* nothing ran that could confirm it$", unconfirmed(parts))
+        assert unconfirmed([*parts, evidence("c")]).endswith("no perturbation that leads images there confirms it")
+        assert unconfirmed([evidence("a", (0.3, 0.1, 0.6, 0.9)), evidence("b", (0.2, 0.4, 0.9, 0.1))]) == ""
+        assert unconfirmed([evidence("c")]) == ""
 
     def test_one_detector_alone_decides_by_itself(self):
         parts = [evidence("a", (0.3, 0.001, 0.6, 0.9)), evidence("b")]

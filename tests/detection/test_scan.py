@@ -1,5 +1,6 @@
 """The scan: what it says about models whose answer is known, and that its numbers are what they say."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -145,7 +146,7 @@ class TestEffort:
             monkeypatch.setattr(agreement, "_STANDS_OUT", least)
             report = BackdoorScan(infected.classifier, effort="fast")(*few(infected))
             assert (report.verdict, report.targets, len(report.notes)) == (verdict, (), notes)
-            assert all("label 0 stands out" in note for note in report.notes)
+            assert all(re.search("^label 0 stands out .*nothing ran that could confirm", note) for note in report.notes)
 
     def test_detectors_can_be_named(self, infected):
         report = BackdoorScan(infected.classifier, detectors=["adversarial_labels", "last_layer"])(*few(infected))
