@@ -6,6 +6,9 @@ from art_aft.adversarial.margins import Family, maximum_margins
 from art_aft.detection.base import Detector, Evidence, Suspect
 from art_aft.detection.statistics import outlier
 
+# More labels than this have one start each: the others tell well enough how far a margin goes by chance.
+_MANY = 50
+
 
 def margin_evidence(detector: Detector, suspect: Suspect, *families: Family) -> Evidence | None:
     """
@@ -25,7 +28,7 @@ def margin_evidence(detector: Detector, suspect: Suspect, *families: Family) -> 
             family,
             suspect.images,
             # A member that is shown on images costs as much as one that makes them, for each image.
-            starts=1 if family.images_per_step else 4,
+            starts=1 if family.images_per_step or suspect.classifier.nb_classes > _MANY else 4,
             max_iter=80 if family.images_per_step else 100,
             precision=suspect.precision,
             seed=suspect.seed,

@@ -14,7 +14,7 @@ from helpers import SHAPE, linear_classifier, tiny_classifier, tiny_data, untouc
 from art_aft import BackdoorScan
 from art_aft.adversarial.inversion import InversionRecipe, Triggers
 from art_aft.classifiers.classifier import images_for, predict_labels
-from art_aft.detection import reversed_trigger
+from art_aft.detection import reversed_trigger, universal
 from art_aft.detection.base import DETECTORS, Suspect, register
 from art_aft.detection.statistics import grubbs_p_value
 
@@ -133,6 +133,25 @@ class TestHypotheses:
         assert found.score > 1
 
 
+class TestUniversal:
+    def test_of_many_labels_the_most_successful_and_the_median_get_a_whole_search(self, monkeypatch):
+        success = np.array([0.1, 0.9, 0.0, 0.3, 0.2, 0.05, 0.4, 0.01, 0.02])
+        looked = []
+
+        def rates(classifier, images, perturbations, labels, *, relative):
+            whole = len(labels) < len(success)
+            looked.append(list(labels))
+            # A whole search finds perturbations that work on a few images more.
+            return success[labels] + (0.05 if whole else 0.0)
+
+        monkeypatch.setattr(universal, "targeted_success", rates)
+        found = DETECTORS["universal"]().detect(suspect(9))
+        assert looked == 4 * [list(range(9)), [1, 6, 3, 4, 0]]
+        assert found.label == 1
+        assert found.statistic == pytest.approx(0.5)
+        assert found.scores[2] == 0.0
+
+
 class TestReversedTrigger:
     def found(self, monkeypatch, norms, success):
         triggers = Triggers(
@@ -174,7 +193,27 @@ class TestReversedTrigger:
         DETECTORS["reversed_trigger"]().detect(given)
         given.settings = {}
         DETECTORS["reversed_trigger"]().detect(given)
-        assert seen == [QUICK, InversionRecipe(steps=100, images_per_step=250, seed=5)]
+        assert seen == [QUICK, InversionRecipe(steps=100, images_per_step=64, seed=5)]
+
+    def test_of_many_labels_the_most_promising_get_a_whole_search(self, monkeypatch):
+        norms = np.array([9.0, 40.0, 3.0, 30.0, 8.0, 20.0, 7.0])
+        looked = []
+
+        def invert(classifier, x, recipe, *, labels, verbose):
+            looked.append((recipe.steps, labels))
+            triggers = np.zeros((len(labels), 1, *SHAPE[1:]))
+            # Label 6 does not work yet at the first look, and has the smallest trigger in the end.
+            late = np.array([label == 6 and recipe.steps < 100 for label in labels])
+            found = np.where(np.array(labels) == 6, 1.0, norms[labels])
+            return Triggers(np.array(labels), triggers, triggers, found, np.where(late, 0.5, 1.0), np.ones(len(labels)))
+
+        monkeypatch.setattr(reversed_trigger, "invert_triggers", invert)
+        given = suspect(7)
+        given.settings = {}
+        found = DETECTORS["reversed_trigger"]().detect(given)
+        assert looked == [(25, [0, 1, 2, 3, 4, 5, 6]), (100, [2, 4, 0, 5])]
+        assert found.label == 2
+        assert found.statistic == pytest.approx(1 - 3 / 8)
 
 
 SCRIPT = """
