@@ -31,8 +31,8 @@ class Family(Protocol):
 
     #: For people, such as "free pixels".
     name: str
-    #: Clean images that each member is shown on in a step; 0 where it makes whole images. Eight give the margins that 24
-    #: give; four are too few.
+    #: Clean images that each member is shown on in a step; 0 where it makes whole images. Eight give the margins of 24;
+    #: four are too few.
     images_per_step: int
 
     def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:

@@ -61,7 +61,8 @@ class AdversarialFineTuning(Defence):
     :param learning_rate: The rate of a new SGD optimizer; None continues with the classifier's own optimizer.
     :param momentum: SGD's momentum.
     :param weight_decay: SGD's weight decay.
-    :param padding: Random crops in Stages 2 and 3, after padding by this many pixels; 0 is none.
+    :param padding: Random crops in Stages 2 and 3, after padding by this many pixels; 0 is none. None is 4, or less on
+        images of fewer than 32 pixels: an eighth of the shorter side.
     :param horizontal_flip: Whether to flip half of the images there. Wrong for digits, letters and traffic signs.
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
     :param seed: The seed of everything random.
@@ -84,7 +85,7 @@ class AdversarialFineTuning(Defence):
         learning_rate: float | None = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
-        padding: int = 4,
+        padding: int | None = None,
         horizontal_flip: bool = True,
         precision: str = "auto",
         seed: int = 0,

@@ -64,7 +64,8 @@ class AdversarialFineTuningWithoutCleanData(Defence):
     :param learning_rate: The rate of a new SGD optimizer; None continues with the classifier's own optimizer.
     :param momentum: SGD's momentum.
     :param weight_decay: SGD's weight decay.
-    :param padding: Random crops before Stage 1, after padding by this many pixels; 0 is none.
+    :param padding: Random crops before Stage 1, after padding by this many pixels; 0 is none. None is 4, or less on
+        images of fewer than 32 pixels: an eighth of the shorter side.
     :param horizontal_flip: Whether to flip half of the images there. Wrong for digits, letters and traffic signs.
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
     :param seed: The seed of everything random.
@@ -87,7 +88,7 @@ class AdversarialFineTuningWithoutCleanData(Defence):
         learning_rate: float | None = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
-        padding: int = 4,
+        padding: int | None = None,
         horizontal_flip: bool = True,
         precision: str = "auto",
         seed: int = 0,
@@ -117,7 +118,7 @@ class AdversarialFineTuningWithoutCleanData(Defence):
 
     def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> EarlyStoppingReport:
         low, _ = images.clip_values
-        augmentation = Augmentation(self.padding, self.horizontal_flip, low, images.channels_first)
+        augmentation = Augmentation(self._recipe().padding, self.horizontal_flip, low, images.channels_first)
         images = augmented(images, augmentation, seed_for(self.seed, "augmentation"))
         images = seen_in(images, self.max_steps, self.batch_size, self.seed)
         with run.stage("Stage 1"):

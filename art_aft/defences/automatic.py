@@ -115,7 +115,8 @@ class AutomaticFineTuning(Defence):
     :param held_out: The share of the clean images, in (0, 0.9], that only measures.
     :param min_steps: Stage 2 passes over few images so often that it makes at least this many steps.
     :param batch_size: Images a step.
-    :param padding: Random crops after padding by this many pixels; 0 is none.
+    :param padding: Random crops after padding by this many pixels; 0 is none. None is 4, or less on images of fewer
+        than 32 pixels: an eighth of the shorter side.
     :param horizontal_flip: Whether to flip half of the images. Wrong for digits, letters and traffic signs.
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
     :param seed: The seed of everything random.
@@ -135,7 +136,7 @@ class AutomaticFineTuning(Defence):
         held_out: float = 0.2,
         min_steps: int = 400,
         batch_size: int = 64,
-        padding: int = 4,
+        padding: int | None = None,
         horizontal_flip: bool = True,
         precision: str = "auto",
         seed: int = 0,

@@ -30,6 +30,7 @@ from art_aft.registry import Registry
 from art_aft.runtime.callbacks import Callback
 from art_aft.runtime.processes import check_same, from_first, number_of_first, world
 from art_aft.runtime.random_state import isolated_rng
+from art_aft.training.augmentation import default_padding
 from art_aft.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -213,7 +214,10 @@ class Defence(Transformer):
     def _recipe(self, **changes: Any) -> Recipe:
         """Return how this defence fine-tunes, from those of its settings that a recipe has."""
         names = [field.name for field in dataclasses.fields(Recipe)]
-        return Recipe(**{**{name: getattr(self, name) for name in names if hasattr(self, name)}, **changes})
+        own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        if own.get("padding", 0) is None:
+            own["padding"] = default_padding(self.classifier.input_shape)
+        return Recipe(**{**own, **changes})
 
     def fit(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> None:
         """No parameters to learn for this method; do nothing."""

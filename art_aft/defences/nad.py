@@ -50,7 +50,8 @@ class NeuralAttentionDistillation(Defence):
     :param nesterov: Whether the momentum is Nesterov's.
     :param schedule: The learning rate over the steps: "constant", "cosine" or "one_cycle".
     :param milestones: Pairs (epoch, learning rate), from 0: that rate from that epoch on.
-    :param padding: Random crops after padding by this many pixels; 0 is none.
+    :param padding: Random crops after padding by this many pixels; 0 is none. None is 4, or less on images of fewer
+        than 32 pixels: an eighth of the shorter side.
     :param horizontal_flip: Whether to flip half of the images. Wrong for digits, letters and traffic signs.
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
     :param seed: The seed of everything random.
@@ -77,7 +78,7 @@ class NeuralAttentionDistillation(Defence):
         nesterov: bool = False,
         schedule: str = "constant",
         milestones: tuple[tuple[int, float], ...] = (),
-        padding: int = 4,
+        padding: int | None = None,
         horizontal_flip: bool = True,
         precision: str = "auto",
         seed: int = 0,

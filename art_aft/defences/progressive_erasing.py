@@ -64,7 +64,8 @@ class ProgressiveErasing(Defence):
         rounds pick among all.
     :param min_steps: Stage 2 of each round passes over few images so often that it makes at least this many steps.
     :param batch_size: Images a step.
-    :param padding: Random crops after padding by this many pixels; 0 is none.
+    :param padding: Random crops after padding by this many pixels; 0 is none. None is 4, or less on images of fewer
+        than 32 pixels: an eighth of the shorter side.
     :param horizontal_flip: Whether to flip half of the images. Wrong for digits, letters and traffic signs.
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
     :param seed: The seed of everything random.
@@ -84,7 +85,7 @@ class ProgressiveErasing(Defence):
         max_images: int | None = 10_000,
         min_steps: int = 400,
         batch_size: int = 64,
-        padding: int = 4,
+        padding: int | None = None,
         horizontal_flip: bool = True,
         precision: str = "auto",
         seed: int = 0,

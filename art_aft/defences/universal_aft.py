@@ -86,7 +86,8 @@ class UniversalAdversarialFineTuning(Defence):
     :param momentum: SGD's momentum.
     :param weight_decay: SGD's weight decay.
     :param schedule: The learning rate over the steps: "constant", "cosine" or "one_cycle".
-    :param padding: Random crops after padding by this many pixels; 0 is none.
+    :param padding: Random crops after padding by this many pixels; 0 is none. None is 4, or less on images of fewer
+        than 32 pixels: an eighth of the shorter side.
     :param horizontal_flip: Whether to flip half of the images. Wrong for digits, letters and traffic signs.
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
     :param seed: The seed of everything random.
@@ -117,7 +118,7 @@ class UniversalAdversarialFineTuning(Defence):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: str = "one_cycle",
-        padding: int = 4,
+        padding: int | None = None,
         horizontal_flip: bool = True,
         precision: str = "auto",
         seed: int = 0,

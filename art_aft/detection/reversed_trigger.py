@@ -42,8 +42,9 @@ class ReversedTrigger(Detector):
     """
     One label's reversed trigger is much smaller than any other's; see the module.
 
-    Its entry in `Suspect.settings` is the `InversionRecipe` of the search. The default takes 100 steps of 64 images, and
-    after 25 of them goes on with the four labels of the smallest triggers. A recipe of one's own searches them all.
+    Its entry in `Suspect.settings` is the `InversionRecipe` of the search. The default looks at all labels for 25 steps
+    of 64 images or fewer, and then for 100 steps at the four labels of the smallest triggers. A recipe of one's own is
+    used for all labels.
     """
 
     cost = EXPENSIVE + 1
