@@ -10,6 +10,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from art_aft.adversarial.budget import images_per_label
 from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers.classifier import check_classifier
 from art_aft.classifiers.pixel_module import borrow
@@ -31,8 +32,8 @@ class Family(Protocol):
 
     #: For people, such as "free pixels".
     name: str
-    #: Clean images that each member is shown on in a step; 0 where it makes whole images. Eight give the margins of 24;
-    #: four are too few.
+    #: Clean images that each member is shown on in a step, fewer with many labels; 0 where it makes whole images. Eight
+    #: give the margins of 24; four are too few.
     images_per_step: int
 
     def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -165,7 +166,8 @@ def maximum_margins(
     check_choice("precision", precision, PRECISIONS)
     if family.images_per_step and images is None:
         raise ValueError(f"images: got None for the family {family.name!r}, expected clean images")
-    per_label = starts * max(1, family.images_per_step) * int(np.prod(classifier.input_shape))
+    size = family.images_per_step and images_per_label(family.images_per_step, classifier.nb_classes, 4)
+    per_label = starts * max(1, size) * int(np.prod(classifier.input_shape))
     together = max(1, _MEMORY // per_label)
     labels = torch.arange(classifier.nb_classes)
     with (
@@ -176,7 +178,7 @@ def maximum_margins(
         module.eval()
         found = []
         for group in labels.split(together):
-            search = _Search(module, classifier, family, images, group.repeat_interleave(starts))
+            search = _Search(module, classifier, family, images, group.repeat_interleave(starts), size)
             found.append(search(max_iter, learning_rate).view(len(group), starts).amax(dim=1))
             bar.update(len(group))
     return torch.cat(found).numpy()
@@ -192,8 +194,10 @@ class _Search:
         family: Family,
         images: Images | None,
         labels: torch.Tensor,
+        size: int,
     ) -> None:
-        self.module, self.family, self.images = module, family, images
+        self.module, self.family, self.images, self.size = module, family, images, size
+        self.measured = images_per_label(240, classifier.nb_classes, 60)
         self.channels_first, self.device = classifier.channels_first, classifier.device
         self.labels = labels.to(self.device)
         shape = classifier.input_shape
@@ -204,7 +208,7 @@ class _Search:
         members = self.family.start(len(self.labels), self.shape).to(self.device).requires_grad_(True)
         optimizer = torch.optim.Adam([members], lr=learning_rate)
         best = torch.full((len(self.labels),), -torch.inf)
-        size = self.family.images_per_step
+        size = self.size
         # Batches in an order that is drawn again when it is used up.
         order = torch.empty(0, dtype=torch.long)
         for _ in range(max_iter):
@@ -226,7 +230,7 @@ class _Search:
         """Return the mean margins over all images, or many of them."""
         assert self.images is not None
         with torch.no_grad():
-            parts = torch.randperm(len(self.images))[:240].split(self.family.images_per_step)
+            parts = torch.randperm(len(self.images))[: self.measured].split(self.size)
             sums = [self._margins(members, part, total=True) for part in parts]
         margins, counts = (torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))
         return (margins / counts.clamp(min=1)).cpu()

@@ -25,6 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from art_aft.adversarial.budget import images_per_label
 from art_aft.adversarial.inversion import InversionRecipe, Triggers, invert_triggers
 from art_aft.detection.base import EXPENSIVE, Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import grubbs_p_value
@@ -62,8 +63,8 @@ class ReversedTrigger(Detector):
         largest = float(height * width) ** (1 / whole.norm)
         norms, final = np.full(len(labels), np.inf), labels
         if given is None and len(labels) > _FINALISTS:
-            # Few images of many labels: the first look need only rank them.
-            few = max(8, min(_IMAGES, 10 * _IMAGES // len(labels)))
+            # The first look need only rank them.
+            few = images_per_label(_IMAGES, len(labels), 8)
             found = self._search(suspect, replace(whole, steps=25, patience=2, images_per_step=few), labels)
             norms = _working(found)
             # Those that do not work yet come behind, in the order of their success.

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from art_aft.adversarial.budget import images_per_label
 from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.universal import targeted_success, universal_perturbations
 from art_aft.classifiers.classifier import images_for
@@ -86,7 +87,7 @@ def search(
 @dataclass(frozen=True)
 class _Look:
     """
-    How well perturbations of one size do: a whole search, or a first look at an eighth of its cost.
+    How well perturbations of one size do: a whole search, or a first look at an eighth of its cost or less.
 
     :param suspect: The classifier and its images.
     :param norm: The norm of the bound.
@@ -105,7 +106,8 @@ class _Look:
         steps = 20 if self.norm else 30
         # Twice as many images a step find no better perturbations. A rate of 400 images has a standard error of 0.025
         # or less, one of 100 of 0.05.
-        size, rated = (64, 400) if whole else (16, 100)
+        n = len(labels)
+        size, rated = (64, 400) if whole else (images_per_label(16, n, 4), images_per_label(100, n, 25))
         given = {"labels": labels.tolist(), "relative": self.shift}
         perturbations = universal_perturbations(
             suspect.classifier,
