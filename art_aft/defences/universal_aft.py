@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.adversarial.perturbation_sets import UniversalPerturbations, find_dense
-from art_aft.adversarial.universal import universal_perturbations
+from art_aft.adversarial.perturbation_sets import UniversalPerturbations, find_dense, towards_labels
 from art_aft.checks import (
     check_choice,
     check_integer,
@@ -210,7 +209,7 @@ class UniversalAdversarialFineTuning(Defence):
         }
         found = self.perturbations or find_dense(classifier, images, self.eps, max_iter=self.max_iter or 20, **settings)
         if self.sparse_share and found.sparse is None:
-            sparse = universal_perturbations(classifier, images, norm=0, max_iter=self.max_iter or 30, **settings)
+            sparse = towards_labels(classifier, images, norm=0, max_iter=self.max_iter or 30, **settings)
             found = replace(found, sparse=sparse)
         return found
 

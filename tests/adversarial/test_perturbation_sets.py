@@ -1,0 +1,66 @@
+"""Perturbations towards all labels, and how much each label is worth where there are many."""
+
+import numpy as np
+import pytest
+from helpers import SHAPE, linear_classifier
+
+from art_aft.adversarial import perturbation_sets
+from art_aft.adversarial.budget import images_per_label
+from art_aft.adversarial.perturbation_sets import find_dense, towards_labels
+from art_aft.adversarial.universal import targeted_success, universal_perturbations
+from art_aft.classifiers.classifier import images_for, predict_labels
+
+PLAIN = {"max_iter": 3, "precision": "float32", "seed": 2}
+
+
+def given(nb_classes):
+    """A linear model of many labels, and images that it gets right."""
+    rng = np.random.default_rng(3)
+    classifier = linear_classifier(rng.normal(size=(nb_classes, *SHAPE)).astype(np.float32))
+    x = rng.uniform(0.3, 0.7, (150, *SHAPE)).astype(np.float32)
+    return classifier, images_for(classifier, x, predict_labels(classifier, x))
+
+
+def test_up_to_ten_labels_get_a_whole_search_each():
+    classifier, images = given(10)
+    expected = universal_perturbations(classifier, images, eps=0.5, **PLAIN)
+    np.testing.assert_array_equal(towards_labels(classifier, images, eps=0.5, **PLAIN), expected)
+
+
+@pytest.mark.parametrize("norm", [2, 0])
+def test_of_more_labels_the_ten_that_are_reached_most_easily_do(norm, monkeypatch):
+    classifier, images = given(16)
+    size = {"norm": norm, "eps": 0.5 if norm else 2.0}
+    searches = []
+
+    def watch(*arguments, **settings):
+        searches.append(settings)
+        return universal_perturbations(*arguments, **settings)
+
+    monkeypatch.setattr(perturbation_sets, "universal_perturbations", watch)
+    found = towards_labels(classifier, images, **size, **PLAIN)
+    look, whole = searches
+    first = universal_perturbations(classifier, images, batch_size=78, **size, **PLAIN)
+    assert look["batch_size"] == 78  # ten labels' images, 125 each, for sixteen
+    assert "batch_size" not in whole
+    rates = targeted_success(classifier, images_for(classifier, images, max_images=100, seed=0), first, range(16))
+    left = sorted(set(range(16)) - set(whole["labels"]))
+    assert len(whole["labels"]) == 10
+    assert rates[left].max() <= rates[whole["labels"]].min()
+    np.testing.assert_array_equal(found[left], first[left])
+    best = universal_perturbations(classifier, images, labels=whole["labels"], **size, **PLAIN)
+    np.testing.assert_array_equal(found[whole["labels"]], best)
+
+
+def test_the_smallest_bound_that_works_is_that_of_two_labels():
+    classifier, images = given(12)
+    found = find_dense(classifier, images, "auto", **PLAIN)
+    rates = targeted_success(classifier, images, found.dense, range(12))
+    assert np.sort(rates)[-2] >= 1 / 3
+    assert found.dense.shape == (12, *SHAPE)
+
+
+@pytest.mark.parametrize("name", ["images", "nb_labels", "least"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"^{name}: got 0"):
+        images_per_label(**{"images": 8, "nb_labels": 10, "least": 2, name: 0})
