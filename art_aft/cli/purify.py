@@ -50,7 +50,9 @@ def add(commands: Any) -> None:
             "art-aft purify art-aft-models/victim --data clean/ --defence universal_aft --preset distilled "
             "--output purified --force",
         ),
-        kept=lambda options: f"{options.path} is as it was, and nothing of the purification is kept",
+        kept=lambda options: (
+            f"{options.path} is as it was; results are written at the end, each file whole or not at all"
+        ),
         json=True,
     )
     add_model(command)

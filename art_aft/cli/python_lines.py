@@ -33,7 +33,7 @@ def purify_lines(options: argparse.Namespace, settings: Row) -> str:
         "from art_aft.experiments.measurements import build_defence",
         "",
         f"rest, held_out = images.hold_out({options.held_out!r}, {options.seed})",
-        f"settings = {pformat(shown, sort_dicts=False)}",
+        f"settings = {_mapping(shown)}",
         f"defence = build_defence({options.defence!r}, classifier, settings)",
         "purified = defence(rest)",
         "print(defence.report)",
@@ -56,7 +56,7 @@ def compare_lines(
         "",
         f"settings = {pformat(settings, width=100)}",
         f"victim = train_victim(settings, store=Path({str(options.store)!r}))",
-        f"defences = {pformat(dict(defences), sort_dicts=False)}",
+        f"defences = {_mapping(defences)}",
         "made = {name: partial(build_defence, name, settings=own) for name, own in defences.items()}",
         "test = (victim.dataset.x_test, victim.dataset.y_test, victim.attack, victim.labels)",
         f"for subset in range({options.subsets}):",
@@ -77,7 +77,7 @@ def _model_and_images(options: argparse.Namespace) -> list[str]:
         lines += ["from art_aft.data.array_files import read_npz"]
         read = [f"x, y = read_npz(Path({str(options.data)!r}))"]
     else:
-        lines += ["from art_aft.data.class_names import class_labels, read_class_names"]
+        lines += [f"from art_aft.data.class_names import class_labels{', read_class_names' * bool(options.classes)}"]
         lines += ["from art_aft.data.datasets import labelled_images"]
         order = f", read_class_names(Path({str(options.classes)!r}))" if options.classes else ""
         size = f", size={tuple(options.resize)}" if options.resize else ""
@@ -103,3 +103,8 @@ def _model_and_images(options: argparse.Namespace) -> list[str]:
 def _keywords(values: Mapping[str, Any]) -> str:
     """Return keyword arguments as Python writes them."""
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def _mapping(values: Mapping[str, Any]) -> str:
+    """Return a mapping as Python writes it, an entry a line."""
+    return "{\n" + "".join(f"    {name!r}: {value!r},\n" for name, value in values.items()) + "}"

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
             "--output report",
             "art-aft scan art-aft-models/victim --data clean.npz --effort full --json > report.json",
         ),
-        kept=lambda options: f"{options.path} is as it was, and nothing of the scan is kept",
+        kept=lambda options: f"{options.path} is as it was; reports are written at the end",
         json=True,
     )
     add_model(command)

@@ -41,7 +41,8 @@ def bars(
     title: str, values: Sequence[float | None], *, first: int = 0, marked: int | None = None, most: float = 0.0
 ) -> str:
     """
-    Return a picture of one value for each label, upright bars; negative values hang down.
+    Return a picture of one value for each label, upright bars. Negative values hang down, unless all are negative:
+    then bars stand on the lowest.
 
     :param title: What stands above.
     :param values: The values. None and infinite ones have no bar.
@@ -51,44 +52,43 @@ def bars(
     """
     known = {first + at: float(v) for at, v in enumerate(values) if v is not None and math.isfinite(v)}
     labels = _shown_labels(range(first, first + len(values)), known, marked)
-    high = max([most, 1e-12, *known.values()])
-    low = min([0.0, *known.values()])
-    width, zero = 300 / max(1, len(labels)), 100 * high / (high - low)
+    # Where all values are negative, the highest should still have the highest bar.
+    zero = min(known.values()) if known and max(known.values()) < 0 else 0.0
+    low, high = min([zero, *known.values()]), max([zero + 1e-12, *([most] if most else []), *known.values()])
+    width, scale = 300 / max(1, len(labels)), 100 / (high - low)
     parts, every = [], -(-len(labels) // 20)
     for place, label in enumerate(labels):
         value = known.get(label)
         if value is not None:
-            top, height = 100 * (high - max(value, 0.0)) / (high - low), 100 * abs(value) / (high - low)
             parts.append(
                 f'<rect class="{"marked" if label == marked else "plain"}" x="{(place + 0.1) * width:.1f}" '
-                f'y="{top + 4:.1f}" width="{0.8 * width:.1f}" height="{height:.1f}"/>'
+                f'y="{4 + scale * (high - max(value, zero)):.1f}" width="{0.8 * width:.1f}" '
+                f'height="{scale * abs(value - zero):.1f}"/>'
             )
         if place % every == 0 or label == marked:
             strong = ' class="marked"' if label == marked else ""
             parts.append(f'<text{strong} x="{(place + 0.5) * width:.1f}" y="118">{label}</text>')
-    parts.append(f'<line class="axis" x2="300" y1="{zero + 4:.1f}" y2="{zero + 4:.1f}"/>')
-    return _card(title, "0 0 300 122", parts, _left_out(len(values), len(labels), len(values) - len(known)))
+    at = 4 + scale * (high - zero)
+    parts.append(f'<line class="axis" x2="300" y1="{at:.1f}" y2="{at:.1f}"/>')
+    notes = [f"Values from {min(known.values()):.3g} to {max(known.values()):.3g}."] if known else []
+    notes += [f"The {len(labels)} of {len(values)} that differ most."] if len(labels) < len(values) else []
+    notes += [f"{len(values) - len(known)} have no finite value."] if len(known) < len(values) else []
+    return _card(title, "0 0 300 122", parts, " ".join(notes))
 
 
 def _shown_labels(labels: range, known: Mapping[int, float], marked: int | None) -> Sequence[int]:
     """Return the labels that have a place: all, or where they are too many those that differ most from the median."""
     if len(labels) <= _MOST_BARS:
         return labels
+    # No order tells which side is suspicious: of most scores the high one is, of masks the low one.
     middle = float(np.median(list(known.values()))) if known else 0.0
     order = sorted(known, key=lambda label: (label != marked, -abs(known[label] - middle), label))
     return sorted(order[:_MOST_BARS])
 
 
-def _left_out(count: int, shown: int, without: int) -> str:
-    """Return what a picture does not show, as text."""
-    notes = [f"The {shown} of {count} labels whose values are furthest from the median."] if shown < count else []
-    notes += [f"{without} of {count} have no finite value."] if without else []
-    return " ".join(notes)
-
-
 def matrix(title: str, shares: Sequence[Sequence[float]]) -> str:
     """
-    Return a picture of shares, a field each: the darker, the higher.
+    Return a picture of shares, a field each: the stronger the colour, the higher the share.
 
     :param title: What stands above.
     :param shares: Shares in [0, 1], with a row for each true label.

@@ -21,8 +21,9 @@ from art_aft.experiments.rows import Row
 from art_aft.experiments.tables import defence_title, mean_and_deviation
 
 # Up to this attack success a page does not say that the backdoor is still there. Below the other bound the attack did
-# not work from the start, as in docs/detection.md.
-_GONE, _WORKS = 0.1, 0.5
+# not work from the start, as in docs/detection.md. A loss of more accuracy than the third is no success, as for
+# `art-aft purify`.
+_GONE, _WORKS, _COSTLY = 0.1, 0.5, 0.1
 
 
 def comparison_report(rows: Sequence[Row], source: Source) -> str:
@@ -68,9 +69,11 @@ def comparison_verdict(rows: Sequence[Row]) -> Verdict:
         f"{_percent(before['acc'])} before, {_percent(after['acc'])} after."
     )
     how = "It has the highest rating (DER), which counts what the attack lost and what the accuracy lost."
-    left = ("That is less, but the backdoor is not gone.",) if after["asr"] > _GONE else ()
-    tone = "unsure" if left else "good"
-    return Verdict(tone, f"{defence_title(best)} did best", (numbers, *left, how))
+    left: tuple[str, ...] = ("That is less, but the backdoor is not gone.",) if after["asr"] > _GONE else ()
+    if before["acc"] - after["acc"] > _COSTLY:
+        left += ("It costs much accuracy, so it may be of no use with these settings.",)
+    name = defence_title(best)
+    return Verdict("unsure" if left else "good", f"{name[:1].upper()}{name[1:]} did best", (numbers, *left, how))
 
 
 def _percent(share: float) -> str:

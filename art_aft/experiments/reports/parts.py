@@ -148,13 +148,24 @@ def code(text: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a table, whose first column names the rows. On a narrow screen it scrolls by itself."""
-    top = "".join(f'<th scope="col">{escaped(each)}</th>' for each in head)
-    lines = [
-        f'<tr><th scope="row">{escaped(first)}</th>{"".join(f"<td>{escaped(each)}</td>" for each in rest)}</tr>'
-        for first, *rest in rows
-    ]
+    texts = [not all(_is_number(row[column]) for row in rows) for column in range(len(head))]
+    kinds = [' class="text"' if text else "" for text in texts]
+    top = "".join(f'<th scope="col"{kind}>{escaped(each)}</th>' for kind, each in zip(kinds, head, strict=True))
+    lines = []
+    for first, *rest in rows:
+        cells = "".join(f"<td{kind}>{escaped(each)}</td>" for kind, each in zip(kinds[1:], rest, strict=True))
+        lines.append(f'<tr><th scope="row">{escaped(first)}</th>{cells}</tr>')
     # Focusable, so that it can be scrolled with the keyboard.
     return f'<div class="wide" tabindex="0"><table><tr>{top}</tr>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a cell begins with a number, such as "98.0 ±0.2", or is empty."""
+    try:
+        float(str(value).partition(" ")[0] or "0")
+    except ValueError:
+        return False
+    return True
 
 
 def facts(values: Mapping[str, Any]) -> str:

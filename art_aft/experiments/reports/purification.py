@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from art_aft.experiments.reports.charts import bars, gallery, meters
 from art_aft.experiments.reports.parts import (
     Source,
@@ -72,19 +70,15 @@ def _purification_evidence(report: Row, source: Source) -> list[str]:
         _percent_meters({name: state["held_out_accuracy"] for name, state in states.items()}),
         heading("Share of them that a small change of each image, an adversarial example, leads to a wrong label"),
         _percent_meters({name: state["adversarial_success"] for name, state in states.items()}),
-        heading("Which labels the adversarial examples get, in percent"),
-        paragraphs("A backdoor often draws them to its label. One high bar before, and none after, is a good sign."),
+        heading("Which wrong labels the adversarial examples get, in percent"),
+        paragraphs(
+            "A backdoor often draws them to its label. One high bar before, and none after, is a good sign, where "
+            "there are more than a few images."
+        ),
     ]
     shares = {name: [100 * share for share in state["adversarial_labels"]] for name, state in states.items()}
-    most = max(map(max, shares.values()))
-    parts.append(
-        gallery(
-            *(
-                bars(name, values, marked=int(np.argmax(values)) if any(values) else None, most=most)
-                for name, values in shares.items()
-            )
-        )
-    )
+    counts = {name: round(state["adversarial_success"] * report["n_held_out"]) for name, state in states.items()}
+    parts.append(gallery(*(bars(f"{name}: {counts[name]} images", shares[name], most=100.0) for name in states)))
     if report.get("trials"):
         rows = [
             [number, f"{100 * trial['accuracy']:.1f}", "yes" if trial["accepted"] else "no", f"{trial['seconds']:.1f}"]

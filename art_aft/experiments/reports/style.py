@@ -23,17 +23,18 @@ h4 { font-size: 0.9rem; margin: 0 0 0.5rem; }
 .bad { color: var(--bad); background: var(--bad-ground); }
 .good { color: var(--good); background: var(--good-ground); }
 .unsure { color: var(--unsure); background: var(--unsure-ground); }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: 0.8rem 0; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; vertical-align: top; padding: 0.3rem 0.8rem 0.3rem 0;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); }
 th:first-child { text-align: left; color: var(--ink); font-weight: 500; }
-.wide th, .wide td { overflow-wrap: normal; }
+.wide th, .wide td { white-space: nowrap; }
+.wide td:last-child, .wide th:last-child { padding-right: 0; }
+.wide .text { text-align: left; }
 .meters { width: 100%; max-width: 60rem; }
-.meters th { width: 11rem; }
-.meters td { border: 0; white-space: nowrap; width: 1%; }
-.meters th { border: 0; }
+.meters th { border: 0; width: clamp(6.5rem, 24vw, 11rem); }
+.meters td { border: 0; white-space: nowrap; width: 4.5rem; padding-right: 0; }
 .meters .bar { width: auto; vertical-align: middle; }
 .bar svg { display: block; width: 100%; height: 0.9rem; background: var(--card); }
 svg .plain { fill: var(--plain); }
