@@ -73,9 +73,9 @@ def scan_verdict(report: Row, source: Source) -> Verdict:
         f"Why: the highest score is {report['score']:.2f}. A report starts at 1, and this is too close to it to "
         "say that nothing was found."
     ]
-    act = f"{_HARM} Mend what is named here, with more or other clean images, and scan again."
+    mend = f"{_HARM} Mend what is named here, with more or other clean images, and scan again."
     first = "The scan can neither report a backdoor nor say that it found nothing."
-    return Verdict("unsure", "The scan cannot tell", (first, *reasons, *rated, act))
+    return Verdict("unsure", "The scan cannot tell", (first, *reasons, *rated, mend))
 
 
 def _scan_evidence(report: Row, source: Source) -> list[str]:
