@@ -117,7 +117,7 @@ def row(defence, asr, der, **facts):
         **scores,
         "clean_subset": 0,
         "n_clean_images": 100,
-        "victim": {"attack": "badnets", "data": "digits"},
+        "victim": {"attack": "badnets", "data": "digits", "target": 0, "seen": False},
         **ENVIRONMENT,
         **facts,
     }
@@ -313,7 +313,7 @@ def test_a_browser_shows_all_of_it_on_a_narrow_screen(name, tmp_path):
     markup = re.sub(r"<meta http-equiv.*?>", "", PAGES[name]).replace("</body>", measuring)
     page = tmp_path / "page.html"
     page.write_text(markup, encoding="utf-8")
-    for width in (500, 1400):  # Chromium's windows are 500 wide at least
+    for width in (400, 1400):
         dom = opened(page, tmp_path, f"--window-size={width},900", "--dump-dom")
         needed, given = map(int, re.search(r"<title>(\d+) (\d+)</title>", dom).groups())
         assert needed <= given
@@ -336,3 +336,8 @@ def test_a_browser_draws_it_light_and_dark(scheme, light, tmp_path):
     assert picture.size == (1400, 900)
     assert (picture.getpixel((2, 890)) > 200) is light
     assert len(picture.getcolors()) > 20
+
+
+def test_settings_that_are_zero_are_settings():
+    settings = re.findall(r"<dt>victim: (\w+)</dt><dd>(.*?)</dd>", PAGES["comparison"])
+    assert settings == [("attack", "badnets"), ("data", "digits"), ("target", "0")]

@@ -34,7 +34,9 @@ def comparison_report(rows: Sequence[Row], source: Source) -> str:
     :param source: Where they come from.
     """
     victim = rows[0]["victim"]
-    own: Row = {name: value for name, value in victim.items() if value not in (None, {}, False)}
+    own: Row = {
+        name: value for name, value in victim.items() if value is not None and value is not False and value != {}
+    }
     settings = {defence_title(row["defence"]): row.get("settings", {}) for row in rows if row["clean_subset"] == 0}
     settings.pop(defence_title("none"), None)
     return document(

@@ -78,7 +78,7 @@ def _purification_evidence(report: Row, source: Source) -> list[str]:
     ]
     shares = {name: [100 * share for share in state["adversarial_labels"]] for name, state in states.items()}
     counts = {name: round(state["adversarial_success"] * report["n_held_out"]) for name, state in states.items()}
-    parts.append(gallery(*(bars(f"{name}: {counts[name]} images", shares[name], most=100.0) for name in states)))
+    parts.append(gallery(*(bars(_counted(name, counts[name]), shares[name], most=100.0) for name in states)))
     if report.get("trials"):
         rows = [
             [number, f"{100 * trial['accuracy']:.1f}", "yes" if trial["accepted"] else "no", f"{trial['seconds']:.1f}"]
@@ -89,6 +89,11 @@ def _purification_evidence(report: Row, source: Source) -> list[str]:
         stages = [(each["name"], each["seconds"], f"{each['seconds']:.1f} s", False) for each in report["stages"]]
         parts += [heading("Where the time went"), meters(stages)]
     return parts + classes(source)
+
+
+def _counted(name: str, count: int) -> str:
+    """Return the title of a picture of some images."""
+    return f"{name}: {count} image{'s' * (count != 1)}"
 
 
 def _percent_meters(shares: Mapping[str, float]) -> str:

@@ -83,6 +83,8 @@ def _scan_evidence(report: Row, source: Source) -> list[str]:
     found: Sequence[Row] = sorted(report["evidence"], key=lambda each: -each["score"])
     if not found:
         return [paragraphs("No test could be applied.")]
+    shares = report["label_matrix"]
+    adversarial = [] if shares is None else [matrix("Labels of adversarial examples", shares)]
     parts = [
         paragraphs(
             "Each test looks for one label that stands out. A bar that reaches the line is a sign of a backdoor. Tests "
@@ -100,21 +102,15 @@ def _scan_evidence(report: Row, source: Source) -> list[str]:
     parts += [
         heading("The score of each label"),
         paragraphs("The most suspicious label is marked. Of masks (“reversed trigger”), small ones are suspicious."),
-        gallery(
-            *(
-                bars(
-                    f"{_title(e)}{', by shift of the label' * e['shift']}",
-                    e["scores"],
-                    first=int(e["shift"]),
-                    marked=e["label"],
-                )
-                for e in found
-            )
-        ),
+        gallery(*map(_picture, found), *adversarial),
     ]
-    if report["label_matrix"] is not None:
-        parts.append(gallery(matrix("Labels of adversarial examples", report["label_matrix"])))
     return parts + classes(source)
+
+
+def _picture(evidence: Row) -> str:
+    """Return the scores of all labels, or shifts, as a picture."""
+    title = f"{_title(evidence)}{', by shift of the label' * evidence['shift']}"
+    return bars(title, evidence["scores"], first=int(evidence["shift"]), marked=evidence["label"])
 
 
 def _title(evidence: Row) -> str:
@@ -132,7 +128,8 @@ def _scan_limits(report: Row) -> list[str]:
     omitted = ", ".join(name.replace("_", " ") for name in report["omitted"])
     return [
         f"Tests that did not run, or could not be applied: {omitted}." if omitted else "All tests ran.",
-        f"Only {report['n_images']} clean images were used, and of these those that the model gets right.",
+        f"{report['n_images']} clean images were given. Of many the scan draws some, and it uses those that the model gets "
+        "right.",
         "Several backdoors in one model hide each other, and one that works on images of a single class may be missed. "
         "In both cases a wrong label may be accused.",
         "A backdoor that none of the tests can see is not seen.",

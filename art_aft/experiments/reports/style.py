@@ -52,7 +52,7 @@ dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: 0
   font-size: 0.9rem; }
 dt { color: var(--soft); }
 dd { margin: 0; }
-pre { background: var(--card); border-radius: 0.4rem; padding: 0.8rem; overflow-x: auto; font-size: 0.85rem; }
+pre { background: var(--card); border-radius: 0.4rem; padding: 0.8rem; white-space: pre-wrap; font-size: 0.85rem; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: normal; }
 details { margin: 0.8rem 0; }
 summary { cursor: pointer; font-weight: 500; }
