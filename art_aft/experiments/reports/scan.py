@@ -128,8 +128,8 @@ def _scan_limits(report: Row) -> list[str]:
     omitted = ", ".join(name.replace("_", " ") for name in report["omitted"])
     return [
         f"Tests that did not run, or could not be applied: {omitted}." if omitted else "All tests ran.",
-        f"{report['n_images']} clean images were given. Of many the scan draws some, and it uses those that the model gets "
-        "right.",
+        f"{report['n_images']} clean images were given. Of many the scan draws some, and it uses those that the model "
+        "gets right.",
         "Several backdoors in one model hide each other, and one that works on images of a single class may be missed. "
         "In both cases a wrong label may be accused.",
         "A backdoor that none of the tests can see is not seen.",
