@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,21 @@ def check_instance(name: str, value: Any, kind: type[T], expected: str) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"{name}: got {value!r:.80} ({type(value).__name__}), expected {expected}")
     return value
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """
+    Return a question about the known word that is nearest to a wrong one, to be put behind it; empty if none is near.
+
+    >>> did_you_mean("Neural-Cleanse", ["nad", "neural_cleanse"]), did_you_mean("x", ["nad"])
+    (" (did you mean 'neural_cleanse'?)", '')
+
+    :param word: The wrong word.
+    :param known: The known ones.
+    """
+    simple = {each.lower().replace("-", "_"): each for each in known}
+    near = difflib.get_close_matches(word.lower().replace("-", "_"), simple, n=1)
+    return f" (did you mean {simple[near[0]]!r}?)" if near else ""
 
 
 def check_text(name: str, value: Any) -> str:

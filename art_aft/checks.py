@@ -15,6 +15,7 @@ from art_aft.check_types import check_mapping as check_mapping
 from art_aft.check_types import check_path as check_path
 from art_aft.check_types import check_sequence as check_sequence
 from art_aft.check_types import check_text as check_text
+from art_aft.check_types import did_you_mean as did_you_mean
 from art_aft.check_types import naming as naming
 from art_aft.check_types import within as within
 
@@ -90,7 +91,10 @@ def check_number(
 def check_choice(name: str, value: Any, options: Sequence[Any]) -> Any:
     """Return `value` if it is one of `options`."""
     if not any(type(value) is type(option) and value == option for option in options):
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, options))}")
+        near = (
+            did_you_mean(value, [each for each in options if isinstance(each, str)]) if isinstance(value, str) else ""
+        )
+        raise ValueError(f"{name}: got {value!r}{near}, expected one of {', '.join(map(repr, options))}")
     return value
 
 
@@ -98,7 +102,7 @@ def check_names(name: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Check that all names that are given are known ones."""
     for each in given:
         if each not in known:
-            raise ValueError(f"{name}: got {each!r}, expected some of: {', '.join(known)}")
+            raise ValueError(f"{name}: got {each!r}{did_you_mean(each, known)}, expected some of: {', '.join(known)}")
 
 
 def check_norm(name: str, value: Any, options: Sequence[Any]) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
+from art_aft.check_types import did_you_mean
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if not isinstance(name, str) or name not in self._entries:
-            raise ValueError(f"unknown {self.kind} {name!r}, expected one of: {', '.join(sorted(self._entries))}")
+            near = did_you_mean(name, self._entries) if isinstance(name, str) else ""
+            raise ValueError(f"unknown {self.kind} {name!r}{near}, expected one of: {', '.join(sorted(self._entries))}")
         return self._entries[name]
 
     def get(self, name: str, default: Any = None) -> Any:

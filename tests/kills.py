@@ -100,13 +100,18 @@ class Run:
 
 
 def results(place: Path) -> dict[str, Any]:
-    """Return all files of a folder: JSON without times and memory, and the bytes of others."""
+    """
+    Return all files of a folder: JSON without times and memory, of a page for people, which has both, whether it is
+    whole, and the bytes of others.
+    """
     found = {str(file.relative_to(place)): file for file in sorted(place.rglob("*"))}
-    return {
-        name: _settled(json.loads(file.read_text())) if file.suffix == ".json" else file.read_bytes()
-        for name, file in found.items()
-        if file.is_file()
-    }
+    return {name: _content(file) for name, file in found.items() if file.is_file()}
+
+
+def _content(file: Path) -> Any:
+    if file.suffix == ".json":
+        return _settled(json.loads(file.read_text()))
+    return file.read_text().endswith("</html>\n") if file.suffix == ".html" else file.read_bytes()
 
 
 def _settled(value: Any) -> Any:

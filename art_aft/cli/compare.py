@@ -13,20 +13,42 @@ from typing import Any
 from art_aft.checks import check_integer, check_number
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.cli.options import add_victim, check_places, preset_settings, read_settings, read_victim
+from art_aft.cli.parsing import add_command
+from art_aft.cli.python_lines import compare_lines
 from art_aft.data.datasets import Dataset, load
 from art_aft.defences import DEFENCES
 from art_aft.defences.base import Defence
 from art_aft.experiments.compare import LEARNING_RATES, TUNABLE, compare
 from art_aft.experiments.measurements import build_defence
-from art_aft.experiments.rows import Row, add_row, environment
+from art_aft.experiments.reports.comparison import comparison_report
+from art_aft.experiments.reports.parts import Source
+from art_aft.experiments.rows import Row, add_row, environment, json_values
 from art_aft.experiments.tables import comparison_table
 from art_aft.experiments.victims import VictimSettings, clean_subset, train_victim
+from art_aft.runtime.files import write_text
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = commands.add_parser("compare", help="purify a victim with several defences, tuned alike, and score each")
-    add_victim(command)
+    command = add_command(
+        commands,
+        "compare",
+        run=run,
+        help="purify a victim with several defences, tuned alike, and score each",
+        examples=(
+            "art-aft compare --attack badnets --recipe digits --rows badnets.json",
+            "art-aft compare --attack blend --data path/to/cifar10 --defences aft nad --subsets 3 --rows blend.json",
+            "art-aft compare --attack sig --recipe digits --defences aft --set batch_size=32 --json",
+        ),
+        kept=lambda options: (
+            f"the victim, or its last epoch, is in {options.store}, and the same command goes on from "
+            f"there; finished rows are in {options.rows or 'no file (--rows)'}"
+        ),
+        json=True,
+    )
+    add_victim(
+        command, rows="a JSON file; result rows are added to it, and a report of this run goes beside it (.html)"
+    )
     command.add_argument(
         "--defences",
         nargs="+",
@@ -46,13 +68,14 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all the defences, such as batch_size=64"
     )
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run `art-aft compare`: print a table, and add each row to a file of rows as soon as it is ready."""
     settings, flags = read_victim(options)
     check_places(options.store, options.rows)
+    if options.rows and options.rows.suffix == ".html":
+        raise ValueError(f"--rows: got {options.rows}, expected another ending: the report for people gets this one")
     check_integer("--subsets", options.subsets, 1)
     presets = {name: preset_settings(name, options.preset) for name in options.defences}
     rates = options.learning_rates
@@ -60,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
         rates = LEARNING_RATES if options.preset is None else ()
     dataset = load(settings.data, seed=settings.seed, verbose=not options.quiet)
     own = read_settings(options.set)
-    defences = {name: _factory(name, presets[name], dataset.horizontal_flip, own) for name in options.defences}
+    known = {name: {**presets[name], **_flips(name, dataset), **own} for name in options.defences}
+    defences = {name: partial(build_defence, name, settings=each) for name, each in known.items()}
     _check_defences(defences, settings, dataset, own, rates)
     victim = train_victim(settings, dataset=dataset, store=options.store, verbose=not options.quiet)
     shared = {**_shared(options, settings, f"{flags} {_flags(options, rates)}"), **environment()}
@@ -88,7 +112,21 @@ def run(options: argparse.Namespace) -> int:
             watch=keep,
         )
     print(comparison_table(rows))
+    options.report = json_values({"rows": rows})
+    if options.rows:
+        _write(options, rows, compare_lines(options, settings, known, rates))
     return 0
+
+
+def _write(options: argparse.Namespace, rows: list[Row], python: str) -> None:
+    """Write the report of this run for people, beside the file of rows."""
+    inputs = {"data": options.data, "models": options.store, "rows": options.rows, "subsets": options.subsets}
+    place = options.rows.with_suffix(".html")
+    source = Source(
+        shlex.join(options.words), python, inputs={**inputs, "preset": options.preset, "seed": options.seed}
+    )
+    write_text(place, comparison_report(json_values(rows), source))
+    print(f"written: {place}, to be opened in a browser")
 
 
 def _check_defences(
@@ -105,10 +143,9 @@ def _check_defences(
         factory(untrained, seed=settings.seed, verbose=False)
 
 
-def _factory(name: str, preset: Row, flip: bool, own: Row) -> Callable[..., Defence]:
-    """Return what builds a defence: with a preset, horizontal flips if the data set allows them, and own settings."""
-    known = {"horizontal_flip": flip} if "horizontal_flip" in DEFENCES[name].params else {}
-    return partial(build_defence, name, settings={**preset, **known, **own})
+def _flips(name: str, dataset: Dataset) -> Row:
+    """Return whether a defence flips images, as a part of its settings, where it has such a setting."""
+    return {"horizontal_flip": dataset.horizontal_flip} if "horizontal_flip" in DEFENCES[name].params else {}
 
 
 def _flags(options: argparse.Namespace, rates: Any) -> str:

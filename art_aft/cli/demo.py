@@ -9,6 +9,7 @@ from typing import Any
 
 from art_aft.checks import check_seed
 from art_aft.cli.options import check_writable
+from art_aft.cli.parsing import add_command
 from art_aft.experiments.demo import DEMO_ATTACKS, demo
 from art_aft.experiments.pictures import DemoPicture
 from art_aft.experiments.rows import Row, write_record
@@ -26,8 +27,13 @@ did not know the trigger."""
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = commands.add_parser(
-        "demo", help="train three backdoored digit classifiers, scan and purify them, and show a table and a picture"
+    command = add_command(
+        commands,
+        "demo",
+        run=run,
+        help="train three backdoored digit classifiers, scan and purify them, and show a table and a picture",
+        examples=("art-aft demo", "art-aft demo --attacks blend --seed 1 --output-dir other-seed"),
+        kept=lambda options: f"results are written to {options.output_dir} at the end",
     )
     command.add_argument("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
     command.add_argument(
@@ -37,7 +43,6 @@ def add(commands: Any) -> None:
         "--output-dir", type=Path, default=Path("art-aft-demo"), help="the folder for results (default: %(default)s)"
     )
     command.add_argument("--quiet", action="store_true", help="show no progress bars and no explanations")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

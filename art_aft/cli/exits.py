@@ -34,7 +34,8 @@ def ended_by(
     :param options: The options of the command, by whose names the message tells of them.
     """
     if isinstance(error, KeyboardInterrupt):
-        print("art-aft: interrupted", file=sys.stderr)
+        kept = f"; {options.kept(options)}" if options else ""
+        print(f"art-aft: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
     if show:
         traceback.print_exception(error)

@@ -1,16 +1,18 @@
-"""The command line: `art-aft demo | scan | purify | compare | reproduce | train`."""
+"""The command line: `art-aft demo | scan | purify | compare | reproduce | train | doctor`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from art_aft import __version__
-from art_aft.cli import compare, demo, purify, reproduce, scan, train
+from art_aft.cli import compare, demo, doctor, purify, reproduce, scan, train
 from art_aft.cli.exits import EXIT_CODES, ended_by
+from art_aft.cli.parsing import Parser
 from art_aft.runtime.text import printable
 
 
@@ -21,12 +23,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: The words after the name of the program. None takes those of the process.
     :return: The exit code of the command, or one of an error; `EXIT_CODES` has them all.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    _complete(parser)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(words)
+    options.words = ["art-aft", *words]
     try:
         with _warnings_shown():
-            return options.run(options)
+            return _run(options)
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # SystemExit: a factory must not choose the exit code
         return ended_by(error, show=options.traceback, options=options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the command. With --json only its report goes to the standard output, whatever prints besides."""
+    if not getattr(options, "json", False):
+        return options.run(options)
+    with redirect_stdout(sys.stderr):
+        code = options.run(options)
+        text = json.dumps(options.report, indent=2, allow_nan=False)
+    print(text)
+    return code
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks how a word may go on, where the extra "completion" is installed."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(parser)
 
 
 class _Printable(logging.Formatter):
@@ -52,16 +78,18 @@ def _warnings_shown() -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of all commands. Each has --traceback, so that it may stand behind the command as well."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="art-aft",
-        description="Remove backdoors from image classifiers.",
-        epilog="exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Find and remove backdoors in image classifiers.",
+        epilog="exit codes:\n"
+        + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+        + "\n\n`art-aft COMMAND --help` has examples. Start with `art-aft demo`, or with `art-aft scan` on a model of "
+        "your own.",
     )
     parser.add_argument("--version", action="version", version=f"art-aft {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, scan, purify, compare, reproduce, train):
+    for command in (demo, scan, purify, compare, reproduce, train, doctor):
         command.add(commands)
     for each in commands.choices.values():
         each.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,43 @@ from art_aft.checks import at_most, check_number, check_seed
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import predict_labels
 from art_aft.classifiers.storage import Stored
-from art_aft.cli.options import add_model, check_writable, open_model, preset_settings, read_images, read_settings
+from art_aft.cli.inputs import add_model, inputs, open_model, read_images
+from art_aft.cli.options import check_writable, preset_settings, read_settings
+from art_aft.cli.parsing import add_command
+from art_aft.cli.python_lines import purify_lines
 from art_aft.data.datasets import may_be_flipped
 from art_aft.data.images import Images
 from art_aft.defences import DEFENCES
 from art_aft.experiments.measurements import build_defence, run_defence
 from art_aft.experiments.pictures import purification_picture
+from art_aft.experiments.reports.parts import Source
+from art_aft.experiments.reports.purification import purification_report
 from art_aft.experiments.rows import Row, environment, json_values
-from art_aft.runtime.files import replacing, write_json
+from art_aft.runtime.files import replacing, write_json, write_text
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "purify",
+        run=run,
         help="remove a backdoor from a model, with a few clean images",
         description="Remove a backdoor from a model. Writes the purified model to OUTPUT.safetensors and OUTPUT.json, "
-        "a report to OUTPUT.report.json and a picture to OUTPUT.png. Exit status: 0 done, 1 the purified model lost "
-        "too much accuracy, or the images cannot tell, and it was not written; `art-aft --help` has those of errors.",
+        "a report to OUTPUT.html and OUTPUT.report.json, and a picture to OUTPUT.png. Exit status: 0 done, 1 the "
+        "purified model lost too much accuracy, or the images cannot tell, and it was not written; `art-aft --help` "
+        "has those of errors.",
+        examples=(
+            "art-aft purify suspect.pth --model wrn-16-1 --input-shape 3 32 32 --nb-classes 10 --data clean.zip "
+            "--output purified",
+            "art-aft purify art-aft-models/victim --data clean.npz --no-horizontal-flip --output purified",
+            "art-aft purify art-aft-models/victim --data clean/ --defence universal_aft --preset distilled "
+            "--output purified --force",
+        ),
+        kept=lambda options: (
+            f"{options.path} is as it was; results are written at the end, each file whole or not at all"
+        ),
+        json=True,
     )
     add_model(command)
     command.add_argument("--output", type=Path, required=True, help="the path of the results, without an ending")
@@ -64,7 +84,6 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="show no progress bars")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,8 +94,10 @@ def run(options: argparse.Namespace) -> int:
     preset = preset_settings(options.defence, options.preset)
     options.output = _output(options)
     stored = open_model(options)
-    rest, held = read_images(options, stored.classifier).hold_out(options.held_out, options.seed)
-    defence = build_defence(options.defence, stored.classifier, _settings(options, stored, preset))
+    images, classes = read_images(options, stored.classifier)
+    rest, held = images.hold_out(options.held_out, options.seed)
+    settings = _settings(options, stored, preset)
+    defence = build_defence(options.defence, stored.classifier, settings)
     purified, facts = run_defence(defence, rest)
     findings: Row = {**json_values(defence.report), **facts}
 
@@ -102,7 +123,9 @@ def run(options: argparse.Namespace) -> int:
     }
     if isinstance(stored.facts.get("victim"), dict):
         report["victim"] = stored.facts["victim"]  # so that the purified model can tell its data set, too
+    options.report = report
     _write(options, stored, purified, report)
+    _write_page(options, report, purify_lines(options, settings), classes)
     if not accepted:
         why = f"lost more than --max-accuracy-drop {allowed:g}" if not kept else "; ".join(findings["notes"])
         print(f"{why}: no model is written", file=sys.stderr)
@@ -111,12 +134,26 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _write_page(options: argparse.Namespace, report: Row, python: str, classes: dict[int, str]) -> None:
+    """Write the report for people."""
+    known = {"defence": options.defence, "preset": options.preset, "share held out": options.held_out}
+    known |= {"accuracy that may be lost": options.max_accuracy_drop, "seed": options.seed}
+    source = Source(shlex.join(options.words), python, inputs={**inputs(options), **known}, classes=classes)
+    place = options.output.with_name(options.output.name + ".html")
+    write_text(place, purification_report(report, source))
+    print(f"written: {place}, to be opened in a browser")
+
+
 def _output(options: argparse.Namespace) -> Path:
     """Return the path of the results without an ending, after a check that they can be written and replace nothing."""
     check_writable("--output", options.output)
     weights, described = storage.both_files(options.output)
     output = described.with_suffix("")
-    for file in (weights, described, *(output.with_name(output.name + end) for end in (".report.json", ".png"))):
+    for file in (
+        weights,
+        described,
+        *(output.with_name(output.name + end) for end in (".report.json", ".png", ".html")),
+    ):
         if file.is_dir():
             raise ValueError(f"--output: got {output}, expected another: {file} is a folder")
     # With a factory's model there is no description to write, but one that lies there would go on without its tensors.
@@ -167,8 +204,9 @@ def _write(options: argparse.Namespace, stored: Stored, purified: PyTorchClassif
     place = output.with_name(output.name + ".report.json")
     weights, described = storage.both_files(output)
     if report["accepted"]:
-        # Before the report, which must not tell of a model that could not be written.
+        # Before the reports, which must not tell of a model that could not be written.
         place.unlink(missing_ok=True)
+        output.with_name(output.name + ".html").unlink(missing_ok=True)
         if ":" in stored.model:
             # Of a factory's model only the weights can be described.
             state = {key: value.detach().cpu().contiguous() for key, value in purified.model.state_dict().items()}

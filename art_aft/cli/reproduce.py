@@ -9,6 +9,7 @@ from typing import Any
 from art_aft.attacks import TRIGGERS
 from art_aft.checks import check_integer
 from art_aft.cli.options import check_writable
+from art_aft.cli.parsing import add_command
 from art_aft.experiments.paper.artefacts import ARTEFACTS
 from art_aft.experiments.paper.pages import page, reproduce, section
 from art_aft.experiments.paper.scales import SCALES, Scale, scale
@@ -17,11 +18,21 @@ from art_aft.runtime.files import write_text
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "reproduce",
+        run=run,
         help="reproduce tables and figures of the paper",
         description="Reproduce tables and figures of the paper: rows as JSON, pictures, and a page with all of them. "
         "Victims and finished cells are stored, so that a second run measures only what is missing.",
+        examples=(
+            "art-aft reproduce table1",
+            "art-aft reproduce table2 fig8 --scale cpu --data path/to/data --jobs 2",
+            "art-aft reproduce page --output art-aft-results",
+        ),
+        kept=lambda options: (
+            f"finished victims and cells are in {options.store}, and the same command goes on from there"
+        ),
     )
     command.add_argument(
         "names",
@@ -44,7 +55,6 @@ def add(commands: Any) -> None:
     command.add_argument("--attacks", nargs="+", choices=sorted(TRIGGERS), help="only these attacks")
     command.add_argument("--jobs", type=int, default=1, help="number of cells at a time (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="show no progress bars")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,39 +5,53 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from art_aft.checks import check_number, check_seed
-from art_aft.cli.options import add_model, check_writable, open_model, read_images
+from art_aft.cli.inputs import add_model, inputs, open_model, read_images
+from art_aft.cli.options import check_writable
+from art_aft.cli.parsing import add_command
+from art_aft.cli.python_lines import scan_lines
 from art_aft.detection.base import Evidence
 from art_aft.detection.picture import scan_picture
 from art_aft.detection.report import ScanReport
 from art_aft.detection.scan import EFFORTS, BackdoorScan
+from art_aft.experiments.reports.parts import Source
+from art_aft.experiments.reports.scan import NOT_CLEARED, scan_report
 from art_aft.experiments.rows import environment
-from art_aft.runtime.files import write_json
-
-# What the scan was measured on, and that it misses models there: docs/detection.md.
-_NOT_CLEARED = (
-    "  This does not clear the model. The scan was measured on digits and CIFAR-10, on small residual, VGG, plain",
-    "  convolutional and transformer networks, with 1 to 10 % of the training images poisoned. It misses some of them;",
-    "  docs/detection.md tells which backdoors are not seen.",
-)
+from art_aft.runtime.files import write_json, write_text
 
 STATUS = {"no evidence": 0, "infected": 1, "cannot tell": 2}
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "scan",
+        run=run,
         help="test a model for a backdoor from a few clean images, and name its target label",
         description="Test a model for a backdoor. Exit status: 0 nothing found, 1 backdoor reported, 2 cannot "
         "tell; `art-aft --help` has those of errors.",
+        examples=(
+            "art-aft scan suspect.pth --model wrn-16-1 --input-shape 3 32 32 --nb-classes 10 --data clean.zip",
+            "art-aft scan suspect.pth --model my_net:make --input-shape 3 64 64 --nb-classes 43 --data clean/ "
+            "--output report",
+            "art-aft scan art-aft-models/victim --data clean.npz --effort full --json > report.json",
+        ),
+        kept=lambda options: f"{options.path} is as it was; reports are written at the end",
+        json=True,
     )
     add_model(command)
-    command.add_argument("--output", type=Path, help="where the report goes: OUTPUT.json and a picture, OUTPUT.png")
+    command.add_argument(
+        "--output",
+        type=Path,
+        help="where the report goes: OUTPUT.html for people, OUTPUT.json and a picture, OUTPUT.png",
+    )
     command.add_argument(
         "--effort",
         default="normal",
@@ -55,7 +69,6 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="the seed of everything random (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,18 +81,37 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--output: got {options.output}, expected another path: a model is stored there")
     reference = [_score(path, options.effort) for path in options.reference]
     classifier = open_model(options).classifier
-    images = read_images(options, classifier)
+    images, classes = read_images(options, classifier)
     settings = {"effort": options.effort, "seed": options.seed, "verbose": not options.quiet}
     report = BackdoorScan(classifier, reference=reference, **settings)(images)
     print(_text(report))
+    facts = {**_facts(report), "effort": options.effort, "n_images": len(images)} | environment()
+    options.report = facts
     if options.output:
-        facts = {**_facts(report), "effort": options.effort, "n_images": len(images)}
-        write_json(options.output.with_name(options.output.name + ".json"), facts | environment())
-        try:
-            scan_picture(report, options.output.with_name(options.output.name + ".png"))
-        except ImportError as error:
-            print(f"no picture: {error}")
+        _write(
+            options,
+            report,
+            facts,
+            Source(
+                shlex.join(options.words),
+                scan_lines(options, reference),
+                inputs={**inputs(options), "effort": options.effort, "seed": options.seed},
+                classes=classes,
+            ),
+        )
     return STATUS[report.verdict]
+
+
+def _write(options: argparse.Namespace, report: ScanReport, facts: dict[str, Any], source: Source) -> None:
+    """Write the report for programs, for people, and as a picture."""
+    base: Path = options.output
+    write_json(base.with_name(base.name + ".json"), facts)
+    write_text(base.with_name(base.name + ".html"), scan_report(facts, source))
+    try:
+        scan_picture(report, base.with_name(base.name + ".png"))
+    except ImportError as error:
+        print(f"no picture: {error}")
+    print(f"written: {base}.html, to be opened in a browser")
 
 
 def _score(path: Path, effort: str) -> float:
@@ -127,5 +159,5 @@ def _text(report: ScanReport) -> str:
     if report.omitted:
         lines.append(f"  not run: {', '.join(report.omitted)}")
     if report.verdict == "no evidence":
-        lines += _NOT_CLEARED
+        lines += [f"  {line}" for line in wrap(NOT_CLEARED, 118)]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from art_aft.cli.options import add_victim, check_places, read_victim
+from art_aft.cli.parsing import add_command
 from art_aft.data.datasets import load
 from art_aft.experiments.rows import Row, add_row
 from art_aft.experiments.victims import VictimSettings, train_victim
@@ -16,11 +17,27 @@ from art_aft.experiments.zoo import read_zoo
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = commands.add_parser("train", help="train a victim and store it; one that is stored is only shown")
-    add_victim(
-        command, settings="a JSON file of victims, all of which are trained; --data is then the data sets' folder"
+    command = add_command(
+        commands,
+        "train",
+        run=run,
+        help="train a victim and store it; one that is stored is only shown",
+        examples=(
+            "art-aft train --attack badnets --recipe digits",
+            "art-aft train --attack wanet --per-batch --cover-ratio 2 --data path/to/cifar10 --model preactresnet-18 "
+            "--recipe short",
+            "art-aft train --settings examples/zoo/digits.json --rows zoo.json",
+        ),
+        kept=lambda options: (
+            f"finished victims and the last epoch of the one in work are in {options.store}; the same "
+            "command goes on from there"
+        ),
     )
-    command.set_defaults(run=run)
+    add_victim(
+        command,
+        rows="a JSON file; result rows are added to it",
+        settings="a JSON file of victims, all of which are trained; --data is then the data sets' folder",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

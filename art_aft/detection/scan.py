@@ -11,6 +11,7 @@ import numpy as np
 from art.data_generators import PyTorchDataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from art_aft.checks import (
     check_choice,
@@ -172,12 +173,20 @@ class BackdoorScan:
         images are hopeless, of those that use none.
         """
         found: list[Evidence] = []
-        for cost, group in groupby(_ordered(), key=lambda entry: entry[1].cost):
-            for name, detector in group if self._asks_for(cost, found) else ():
-                asked = self.detectors is None or name in self.detectors
-                if asked and not (judgement.hopeless and detector.uses_images):
+        asked = [
+            (name, detector)
+            for name, detector in _ordered()
+            if (self.detectors is None or name in self.detectors) and not (judgement.hopeless and detector.uses_images)
+        ]
+        # As long as nothing is reported; a report may end the scan earlier.
+        most = sum(self._asks_for(detector.cost, ()) for _, detector in asked)
+        with tqdm(total=most, desc="Scan", unit="test", disable=None if self.verbose else True, leave=False) as bar:
+            for cost, group in groupby(asked, key=lambda entry: entry[1].cost):
+                for name, detector in group if self._asks_for(cost, found) else ():
+                    bar.set_postfix_str(name.replace("_", " "))
                     evidence = detector().detect(suspect)
                     found += [] if evidence is None else [evidence]
+                    bar.update()
         return found
 
     def _asks_for(self, cost: int, found: Sequence[Evidence]) -> bool:

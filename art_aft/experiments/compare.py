@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
+from tqdm.auto import tqdm
 
 from art_aft.attacks.labels import LabelMap
 from art_aft.checks import (
@@ -107,7 +108,9 @@ def compare(
 
     add({"defence": "none", **scores_row(before, before), "n_clean_images": len(images)})
     warm_up(classifier, images)
-    for title, factory in factories.items():
+    for title, factory in tqdm(
+        factories.items(), desc="Compare", unit="defence", disable=None if verbose else True, leave=False
+    ):
         defence = factory(classifier, seed=seed, verbose=verbose)
         trials = _tune(defence, images, learning_rates, max_drop, held_out, seed)
         with PeakMemory(classifier.device) as memory:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
+from tqdm.auto import tqdm
 
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import predict_labels
@@ -85,7 +86,7 @@ def demo(
     :param watch: Called with each victim and its rows when they are complete.
     :return: Result rows, as they are ready.
     """
-    for attack in attacks:
+    for attack in tqdm(attacks, desc="Demo", unit="victim", disable=None if verbose else True, leave=False):
         settings = VictimSettings(attack=attack, recipe=replace(DEMO_VICTIM, seed=seed), seed=seed)
         victim = train_victim(settings, verbose=verbose)
         rows = []
@@ -105,7 +106,7 @@ def _rows(victim: Victim, verbose: bool) -> Iterator[Row]:
         "settings": {},
         **measure(victim, victim.classifier),
         "seconds": None if victim.seconds is None else round(victim.seconds, 3),
-        "scan": _scan(victim),
+        "scan": _scan(victim, verbose),
     }
     for name, settings in DEMO_DEFENCES.items():
         defence = build_defence(name, victim.classifier, settings, seed=victim.settings.seed, verbose=verbose)
@@ -113,9 +114,10 @@ def _rows(victim: Victim, verbose: bool) -> Iterator[Row]:
         yield {**shared, "defence": name, **facts, **measure(victim, purified)}
 
 
-def _scan(victim: Victim) -> Row:
+def _scan(victim: Victim, verbose: bool) -> Row:
     """Return the result of a scan of a victim, with the defender's images."""
-    report = BackdoorScan(victim.classifier, seed=victim.settings.seed, **DEMO_SCAN)(victim.x_clean, victim.y_clean)
+    scan = BackdoorScan(victim.classifier, seed=victim.settings.seed, verbose=verbose, **DEMO_SCAN)
+    report = scan(victim.x_clean, victim.y_clean)
     return {
         "verdict": report.verdict,
         "targets": list(report.targets),

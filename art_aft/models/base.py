@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from art_aft.checks import did_you_mean
 from art_aft.registry import Registry
 
 MODELS: Registry[Callable[..., torch.nn.Module]] = Registry("model")
@@ -32,7 +33,9 @@ def build_model(name: str, *, nb_classes: int, in_channels: int = 3) -> torch.nn
     try:
         inspect.signature(MODELS[family]).bind(*map(int, numbers), nb_classes=nb_classes, in_channels=in_channels)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"model: got {name!r} ({error}), expected a name such as 'wrn-16-1'") from None
+        # The name of a family may have numbers, too.
+        near = did_you_mean(name, MODELS) if family not in MODELS and "did you mean" not in str(error) else ""
+        raise ValueError(f"model: got {name!r}{near} ({error}), expected a name such as 'wrn-16-1'") from None
     if any(int(number) > MOST for number in numbers):
         raise ValueError(f"model: got {name!r}, expected numbers of at most {MOST}")
     return MODELS[family](*map(int, numbers), nb_classes=nb_classes, in_channels=in_channels)

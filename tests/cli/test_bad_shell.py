@@ -75,6 +75,7 @@ GOOD = {
     "train": "--attack badnets --model wrn-10-1",
     "compare": "--attack badnets --model wrn-10-1 --defences fine_tuning",
     "demo": "",
+    "doctor": "",
     "reproduce": "table1 --scale cpu --data empty",
 }
 GOOD["purify"] = f"{GOOD['scan']} --output out"

@@ -95,7 +95,7 @@ def test_a_message_of_several_lines_is_still_one_line_where_it_is_unforeseen(mon
 def test_ctrl_c_is_a_line_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(scan, "run", failing(KeyboardInterrupt()))
     assert cli.main(["scan", "model", "--data", "clean", "--traceback"]) == 130
-    assert capsys.readouterr().err == "art-aft: interrupted\n"
+    assert capsys.readouterr().err == "art-aft: interrupted; model is as it was; reports are written at the end\n"
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, capsys):
@@ -190,7 +190,8 @@ def test_the_process_ends_with_the_code(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert (done.returncode, done.stderr, done.stdout) == (130, "art-aft: interrupted\n", "")
+    kept = "weights.pth is as it was; reports are written at the end"
+    assert (done.returncode, done.stderr, done.stdout) == (130, f"art-aft: interrupted; {kept}\n", "")
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ def test_a_model_that_cannot_be_written_leaves_no_report_of_it(infected, model, 
 def test_an_output_with_an_ending_is_the_one_without(infected, model, tmp_path):
     np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
     assert purify(model, tmp_path / "clean.npz", tmp_path / "out.json", *QUICK) == 0
-    names = ["out.json", "out.png", "out.report.json", "out.safetensors"]
+    names = ["out.html", "out.json", "out.png", "out.report.json", "out.safetensors"]
     assert sorted(file.name for file in tmp_path.glob("out*")) == names
 
 

@@ -2,9 +2,11 @@
 
 import json
 from functools import partial
+from io import StringIO
 
 import numpy as np
 import pytest
+from tqdm.auto import tqdm
 
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
@@ -150,3 +152,15 @@ def test_evidence_without_details_ends_where_it_ends(details, ending, data, fres
     cli.main(["scan", str(fresh), "--data", str(data), "--quiet"])
     line = next(line for line in capsys.readouterr().out.splitlines() if "universal" in line)
     assert line.endswith(ending)
+
+
+def test_a_scan_shows_how_far_it_is_in_all(data, fresh, monkeypatch):
+    shown = StringIO()
+    open_bar = {"disable": False, "file": shown, "mininterval": 0}
+    monkeypatch.setattr("art_aft.detection.scan.tqdm", lambda **bar: tqdm(**{**bar, **open_bar}))
+    monkeypatch.setattr(
+        "art_aft.cli.scan.BackdoorScan", partial(BackdoorScan, detectors=["last_layer", "latent_shift"])
+    )
+    cli.main(["scan", str(fresh), "--data", str(data)])
+    assert "2/2" in shown.getvalue()
+    assert "latent shift" in shown.getvalue()

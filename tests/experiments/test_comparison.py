@@ -302,8 +302,9 @@ class TestCommand:
         rows_file = tmp_path / "rows.json"
         arguments = [*self.ARGUMENTS, "--store", str(tmp_path / "models"), "--rows", str(rows_file)]
         assert cli.main(arguments) == 0
-        table = capsys.readouterr().out
-        assert [line.split("  ")[0] for line in table.splitlines()[2:]] == ["before", "fine-tuning", "fine-pruning"]
+        *table, written = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[0] for line in table[2:]] == ["before", "fine-tuning", "fine-pruning"]
+        assert str(tmp_path / "rows.html") in written
         rows = json.loads(rows_file.read_text())
         assert [(row["clean_subset"], row["defence"]) for row in rows] == [
             (subset, name) for subset in (0, 1) for name in ("none", "fine_tuning", "fine_pruning")
