@@ -21,7 +21,6 @@ from art_aft import UniversalAdversarialFineTuning, clone
 from art_aft.adversarial import perturbation_sets
 from art_aft.adversarial.perturbation_sets import UniversalPerturbations
 from art_aft.adversarial.universal import universal_perturbations
-from art_aft.defences import universal_aft
 from art_aft.defences.universal_aft import DISTILLED
 from art_aft.runtime.random_state import seed_for
 
