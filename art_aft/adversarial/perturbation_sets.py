@@ -19,11 +19,11 @@ from art_aft.runtime.processes import number_of_first
 # `eps="auto"` wants two labels, one of which the attacker did not choose, to reach this targeted success rate.
 _WORKS = 1 / 3
 
-# Images that measure the success; of so many a rate has a standard error of 0.025 or less.
+# Images that measure the success of up to ten labels; of so many a rate has a standard error of 0.025 or less.
 _RATED = 400
 
-# Of more labels than this, so many get a whole search.
-_WHOLE = 10
+# Of more labels than this, so many get a whole search, after a first look at all with so many images a step for ten.
+_WHOLE, _LOOK = 10, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def towards_labels(classifier: PyTorchClassifier, images: Images, **search: Any)
     nb_classes = classifier.nb_classes
     if nb_classes <= _WHOLE:
         return universal_perturbations(classifier, images, **search)
-    found = universal_perturbations(classifier, images, batch_size=images_per_label(125, nb_classes, 8), **search)
+    found = universal_perturbations(classifier, images, batch_size=images_per_label(_LOOK, nb_classes, 4), **search)
     few = images_for(classifier, images, max_images=100, seed=0)
     rates = targeted_success(classifier, few, found, range(nb_classes))
     # Processes that round differently must not go apart.
@@ -116,6 +116,6 @@ def towards_labels(classifier: PyTorchClassifier, images: Images, **search: Any)
 
 def _works(classifier: PyTorchClassifier, images: Images, dense: np.ndarray) -> bool:
     """Return whether perturbations lead enough images to two labels; the first may be the attacker's."""
-    few = images_for(classifier, images, max_images=_RATED, seed=0)
+    few = images_for(classifier, images, max_images=images_per_label(_RATED, classifier.nb_classes, 50), seed=0)
     rates = targeted_success(classifier, few, dense, range(classifier.nb_classes))
     return number_of_first(float(np.sort(rates)[-2] / _WORKS), classifier.device) >= 1

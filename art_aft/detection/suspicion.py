@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.adversarial.budget import images_per_label
 from art_aft.adversarial.universal import targeted_success
 from art_aft.classifiers.classifier import images_for
 from art_aft.classifiers.layers import output_weights
@@ -21,7 +22,7 @@ LEAD = 0.25
 #: defence that is given a wrong label loses little.
 SUSPICIOUS = 0.1
 
-# So many images tell a lead of a quarter.
+# So many images tell a lead of a quarter between ten labels.
 _IMAGES = 250
 
 
@@ -55,7 +56,7 @@ def suspected_label(
 
 def _reached_first(classifier: PyTorchClassifier, images: Images, perturbations: Sequence[np.ndarray]) -> int | None:
     """Return the label whose perturbation has the largest lead in targeted success, if it is large enough."""
-    few = images_for(classifier, images, max_images=_IMAGES, seed=0)
+    few = images_for(classifier, images, max_images=images_per_label(_IMAGES, classifier.nb_classes, 50), seed=0)
     best, label = 0.0, -1
     for each in perturbations:
         rates = targeted_success(classifier, few, each, range(classifier.nb_classes))

@@ -40,8 +40,8 @@ def test_of_more_labels_the_ten_that_are_reached_most_easily_do(norm, monkeypatc
     monkeypatch.setattr(perturbation_sets, "universal_perturbations", watch)
     found = towards_labels(classifier, images, **size, **PLAIN)
     look, whole = searches
-    first = universal_perturbations(classifier, images, batch_size=78, **size, **PLAIN)
-    assert look["batch_size"] == 78  # ten labels' images, 125 each, for sixteen
+    first = universal_perturbations(classifier, images, batch_size=20, **size, **PLAIN)
+    assert look["batch_size"] == 20  # 32 for ten labels, so 20 for sixteen
     assert "batch_size" not in whole
     rates = targeted_success(classifier, images_for(classifier, images, max_images=100, seed=0), first, range(16))
     left = sorted(set(range(16)) - set(whole["labels"]))
