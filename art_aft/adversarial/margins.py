@@ -1,128 +1,26 @@
-"""The largest margin that each label can reach over a family of images."""
+"""How far images of a family are driven towards each label: the largest margins, and the images that follow."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from art_aft.adversarial.budget import images_per_label
+from art_aft.adversarial.families import Family
 from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers.classifier import check_classifier
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.data.images import Images
-from art_aft.data.pixels import clamped, to_float
+from art_aft.data.pixels import to_float
 from art_aft.runtime.devices import PRECISIONS
 from art_aft.runtime.random_state import isolated_rng
 
 # Pixel values in flight, over all labels and starts of a step.
 _MEMORY = 4_000_000
-
-
-class Family(Protocol):
-    """
-    A family of images: what is searched over, and what image that makes.
-
-    A family that is blended into clean images has `images_per_step` above 0.
-    """
-
-    #: For people, such as "free pixels".
-    name: str
-    #: Clean images that each member is shown on in a step, fewer with many labels; 0 where it makes whole images. Eight
-    #: give the margins of 24; four are too few.
-    images_per_step: int
-
-    def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
-        """Return `count` random members for images of shape (C, H, W), with values in [0, 1]."""
-
-    def shown(self, members: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return images of shape (count, N, C, H, W) in [0, 1]; N is 1 without clean images x of shape (N, C, H, W)."""
-
-
-class FreePixels:
-    """Every pixel is free: MM-BD's images."""
-
-    name, images_per_step = "free pixels", 0
-
-    def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
-        """Return noise."""
-        return torch.rand(count, *shape)
-
-    def shown(self, members: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return the members themselves."""
-        return members[:, None]
-
-
-class Smooth:
-    """
-    A few free values, enlarged to the size of an image: no fine structure.
-
-    :param side: The number of free values along each axis.
-    """
-
-    name, images_per_step = "smooth", 0
-
-    def __init__(self, side: int = 8) -> None:
-        self.side = check_integer("side", side, 2)
-
-    def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
-        """Return noise of few values."""
-        self.size = shape[1:]
-        return torch.rand(count, shape[0], *(min(self.side, length) for length in shape[1:]))
-
-    def shown(self, members: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return the members, enlarged."""
-        return F.interpolate(members, size=self.size, mode="bilinear", align_corners=False)[:, None]
-
-
-class Blended:
-    """
-    One picture, blended into clean images: (1 - ratio) x + ratio p.
-
-    :param ratio: The share of the picture, in (0, 1].
-    """
-
-    name, images_per_step = "blended", 8
-
-    def __init__(self, ratio: float = 0.1) -> None:
-        self.ratio = ratio
-
-    def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
-        """Return noise."""
-        return torch.rand(count, *shape)
-
-    def shown(self, members: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return the images with each picture."""
-        return (1 - self.ratio) * x + self.ratio * members[:, None]
-
-
-class Profile:
-    """
-    One profile along an axis, the same in all rows or all columns, added to clean images.
-
-    :param axis: "rows" (a horizontal profile, all rows alike) or "columns".
-    :param size: The largest change of a pixel, as a share of the pixel range.
-    """
-
-    images_per_step = 8
-
-    def __init__(self, axis: str = "rows", size: float = 0.1) -> None:
-        self.axis = check_choice("axis", axis, ("rows", "columns"))
-        self.size = size
-        self.name = f"profile along {axis}"
-
-    def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
-        """Return noise along one axis."""
-        height, width = shape[1:]
-        return torch.rand(count, shape[0], *((1, width) if self.axis == "rows" else (height, 1)))
-
-    def shown(self, members: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return the images with each profile."""
-        return clamped(x + self.size * (2 * members[:, None] - 1), 0, 1)
 
 
 def maximum_margins(
@@ -160,6 +58,56 @@ def maximum_margins(
     :return: Shape (nb_classes,), in units of the logits.
     :raises ValueError: If a number is out of its range, or images are missing.
     """
+    search: dict[str, Any] = {"starts": starts, "max_iter": max_iter, "learning_rate": learning_rate}
+    return _driven(classifier, family, images, **search, precision=precision, seed=seed, verbose=verbose)[0]
+
+
+def family_success(
+    classifier: PyTorchClassifier,
+    family: Family,
+    images: Images,
+    *,
+    max_iter: int = 80,
+    learning_rate: float = 0.05,
+    precision: str = "auto",
+    seed: int = 0,
+    verbose: bool = False,
+) -> np.ndarray:
+    """
+    Return the targeted success rate of each label: the share of images of other labels that one change leads there.
+
+    The change is the member of the family that drives the label's mean margin highest, the same for all images.
+
+    :param classifier: The classifier; it stays as it is.
+    :param family: A family that is shown on clean images.
+    :param images: Clean images.
+    :param max_iter: The number of steps of Adam.
+    :param learning_rate: Adam's learning rate, for values in [0, 1].
+    :param precision: "auto", "float32" or "bfloat16".
+    :param seed: The seed of starts and order.
+    :param verbose: Whether to show a progress bar.
+    :return: Shares in [0, 1], of shape (nb_classes,), of 240 images or fewer with many labels.
+    :raises ValueError: If a number is out of its range, or the family makes whole images.
+    """
+    if not family.images_per_step:
+        raise ValueError(f"family: got {family.name!r}, expected one that is shown on clean images")
+    search: dict[str, Any] = {"starts": 1, "max_iter": max_iter, "learning_rate": learning_rate}
+    return _driven(classifier, family, images, **search, precision=precision, seed=seed, verbose=verbose)[1]
+
+
+def _driven(
+    classifier: PyTorchClassifier,
+    family: Family,
+    images: Images | None,
+    *,
+    starts: int,
+    max_iter: int,
+    learning_rate: float,
+    precision: str,
+    seed: int,
+    verbose: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the margin and the success rate of each label; the latter are 0 where members are whole images."""
     clip_values = check_classifier("classifier", classifier)
     for name, value in (("starts", starts), ("max_iter", max_iter)):
         check_integer(name, value, 1)
@@ -179,9 +127,11 @@ def maximum_margins(
         found = []
         for group in labels.split(together):
             search = _Search(module, classifier, family, images, group.repeat_interleave(starts), size)
-            found.append(search(max_iter, learning_rate).view(len(group), starts).amax(dim=1))
+            reached = search(max_iter, learning_rate)
+            found.append(torch.stack([each.view(len(group), starts).amax(dim=1) for each in reached]))
             bar.update(len(group))
-    return torch.cat(found).numpy()
+    margins, success = torch.cat(found, dim=1).numpy()
+    return margins, success
 
 
 class _Search:
@@ -203,8 +153,8 @@ class _Search:
         shape = classifier.input_shape
         self.shape = shape if self.channels_first else (shape[2], *shape[:2])
 
-    def __call__(self, max_iter: int, learning_rate: float) -> torch.Tensor:
-        """Return the margin that each label reached."""
+    def __call__(self, max_iter: int, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the margin that each label reached, and the share of the images that followed."""
         members = self.family.start(len(self.labels), self.shape).to(self.device).requires_grad_(True)
         optimizer = torch.optim.Adam([members], lr=learning_rate)
         best = torch.full((len(self.labels),), -torch.inf)
@@ -217,26 +167,32 @@ class _Search:
                 if len(order) < min(size, len(self.images)):
                     order = torch.randperm(len(self.images))
                 index, order = order[:size], order[size:]
-            reached = self._margins(members, index)
+            reached = self._mean_margins(members, index)
             best = reached.detach().cpu() if size else torch.maximum(best, reached.detach().cpu())
             optimizer.zero_grad()
             (-reached.sum()).backward()
             optimizer.step()
             with torch.no_grad():
                 members.clamp_(0, 1)
-        return self._over_all(members.detach()) if size else best
+        return self._over_all(members.detach()) if size else (best, torch.zeros_like(best))
 
-    def _over_all(self, members: torch.Tensor) -> torch.Tensor:
-        """Return the mean margins over all images, or many of them."""
+    def _over_all(self, members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean margins over all images, or many of them, and the share of those above 0."""
         assert self.images is not None
         with torch.no_grad():
             parts = torch.randperm(len(self.images))[: self.measured].split(self.size)
-            sums = [self._margins(members, part, total=True) for part in parts]
-        margins, counts = (torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))
-        return (margins / counts.clamp(min=1)).cpu()
+            found = [self._margins(members, part) for part in parts]
+        margins, others = (torch.cat(values, dim=1) for values in zip(*found, strict=True))
+        counts = others.sum(dim=1).clamp(min=1)
+        return (margins * others).sum(dim=1).div(counts).cpu(), ((margins > 0) * others).sum(dim=1).div(counts).cpu()
 
-    def _margins(self, members: torch.Tensor, index: torch.Tensor | None, *, total: bool = False) -> torch.Tensor:
-        """Return the mean margin of each member's label over images of other labels; with `total`, sum and number."""
+    def _mean_margins(self, members: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        """Return the mean margin of each member's label over images of other labels."""
+        margins, others = self._margins(members, index)
+        return (margins * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
+
+    def _margins(self, members: torch.Tensor, index: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each member's margins, of shape (labels, images), and 1 for images of other labels, 0 for its own."""
         x = torch.zeros(1, *self.shape, device=self.device)
         others = torch.ones(len(members), 1, device=self.device)
         if index is not None and self.images is not None:
@@ -248,10 +204,7 @@ class _Search:
         logits = _logits(self.module(shown.flatten(0, 1)))
         wanted = self.labels.repeat_interleave(shown.shape[1])[:, None]
         rest = logits.scatter(1, wanted, -torch.inf).amax(dim=1)
-        margins = (logits.gather(1, wanted)[:, 0] - rest).view(len(members), -1) * others
-        if total:
-            return margins.sum(dim=1), others.sum(dim=1)
-        return margins.sum(dim=1) / others.sum(dim=1).clamp(min=1)
+        return (logits.gather(1, wanted)[:, 0] - rest).view(len(members), -1), others
 
     def _pixels(self, images: Images, index: torch.Tensor) -> torch.Tensor:
         low, high = images.clip_values

@@ -16,7 +16,7 @@ all do, for every label.
 
 from __future__ import annotations
 
-from art_aft.adversarial.margins import Blended
+from art_aft.adversarial.families import Blended
 from art_aft.detection.base import Detector, Evidence, Suspect, register
 from art_aft.detection.margins import margin_evidence
 

@@ -16,7 +16,7 @@ uses no clean images.
 
 from __future__ import annotations
 
-from art_aft.adversarial.margins import FreePixels
+from art_aft.adversarial.families import FreePixels
 from art_aft.detection.base import Detector, Evidence, Suspect, register
 from art_aft.detection.margins import margin_evidence
 

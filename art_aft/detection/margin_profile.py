@@ -16,7 +16,7 @@ the pixel range, drives the mean margin of the label highest. That finds stripes
 
 from __future__ import annotations
 
-from art_aft.adversarial.margins import Profile
+from art_aft.adversarial.families import Profile
 from art_aft.detection.base import Detector, Evidence, Suspect, register
 from art_aft.detection.margins import margin_evidence
 

@@ -16,7 +16,7 @@ It uses no clean images.
 
 from __future__ import annotations
 
-from art_aft.adversarial.margins import Smooth
+from art_aft.adversarial.families import Smooth
 from art_aft.detection.base import Detector, Evidence, Suspect, register
 from art_aft.detection.margins import margin_evidence
 

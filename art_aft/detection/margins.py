@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from art_aft.adversarial.margins import Family, maximum_margins
+from art_aft.adversarial.families import Family
+from art_aft.adversarial.margins import maximum_margins
 from art_aft.detection.base import Detector, Evidence, Suspect
 from art_aft.detection.statistics import outlier
 

@@ -6,7 +6,8 @@ import torch
 from helpers import NB_CLASSES, SHAPE, TinyNet, linear_classifier, same_weights, weights
 from torch.nn import functional as F
 
-from art_aft.adversarial.margins import Blended, FreePixels, Profile, Smooth, maximum_margins
+from art_aft.adversarial.families import Blended, FreePixels, Profile, Smooth
+from art_aft.adversarial.margins import maximum_margins
 from art_aft.classifiers.classifier import build_classifier, images_for
 
 RNG = np.random.default_rng(0)
