@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 DELICATE = tests/adversarial tests/training tests/defences/test_defences.py tests/runtime/test_folding.py \
 	tests/runtime/test_small_maps.py
 
-.PHONY: demo test delicate lint smoke matrix kills
+.PHONY: demo test delicate lint smoke docs matrix kills
 
 demo: $(VENV)/installed
 	$(BIN)/art-aft demo
@@ -31,6 +31,11 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The pages, as build/docs/index.html. Three notebooks are executed; a warning is an error.
+docs: $(VENV)/docs
+	rm -rf build/docs docs/generated
+	$(BIN)/sphinx-build -q -n -W --keep-going docs build/docs
+
 # The tests with the lowest and the newest versions of everything. Each environment may take 7 GB for a while.
 matrix:
 	.ci/matrix
@@ -42,4 +47,8 @@ kills: $(VENV)/installed
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots,dev]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
