@@ -53,6 +53,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 html_theme = "furo"
 html_title = f"art_aft {version}"
