@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+NOTEBOOKS ?= force
 
 # The files whose numbers depend most on how a processor rounds.
 DELICATE = tests/adversarial tests/training tests/defences/test_defences.py tests/runtime/test_folding.py \
@@ -31,10 +32,11 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The pages, as build/docs/index.html. Three notebooks are executed; a warning is an error.
+# The pages, as build/docs/index.html; a warning is an error. The notebooks and the tutorial are executed, which
+# `make docs NOTEBOOKS=off` leaves out.
 docs: $(VENV)/docs
 	rm -rf build/docs docs/generated
-	$(BIN)/sphinx-build -q -n -W --keep-going docs build/docs
+	$(BIN)/sphinx-build -q -n -W --keep-going -j 2 -D nb_execution_mode=$(NOTEBOOKS) docs build/docs
 
 # The tests with the lowest and the newest versions of everything. Each environment may take 7 GB for a while.
 matrix:

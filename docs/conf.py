@@ -83,7 +83,7 @@ def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
     for number, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             parts = re.split(r"(`[^`]*`)", line)
-            parts[::2] = [re.sub(r"(?<!^)(?<!\\)([*|])(?=\S)", r"\\\1", part) for part in parts[::2]]
+            parts[::2] = [re.sub(r"(?<!\\)([*|])(?=\S)", r"\\\1", part) for part in parts[::2]]
             lines[number] = "".join(parts)
 
 
