@@ -58,6 +58,9 @@ nb_output_stderr = "remove"  # progress bars
 
 html_theme = "furo"
 html_title = f"art_aft {version}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}
 html_copy_source = False
 html_show_sphinx = False
 
