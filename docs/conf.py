@@ -29,6 +29,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(art|joblib|keras|matplotlib|np|numpy|PIL|scipy|sklearn|tensorflow|torch|torchattacks|tqdm)(\..*)?"),
     # The same names without their package, as they stand in some annotations.
     (r"py:class", r"(EvasionAttack|Module|Path|PyTorchClassifier)"),
+    # Aliases of types, which Sphinx before 9 writes without their module.
+    (r"py:class", r"(LabelMap|Teacher|Transform)"),
     # Type variables have no page.
     (r"py:.*", r"art_aft\.(data\.pixels\.Images|detection\.base\.T|registry\.T)"),
 ]
