@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+NOTEBOOKS ?= force
 
 # The files whose numbers depend most on how a processor rounds.
 DELICATE = tests/adversarial tests/training tests/defences/test_defences.py tests/runtime/test_folding.py \
 	tests/runtime/test_small_maps.py
 
-.PHONY: demo test delicate lint smoke matrix kills
+.PHONY: demo test delicate lint smoke docs matrix kills
 
 demo: $(VENV)/installed
 	$(BIN)/art-aft demo
@@ -31,6 +32,12 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The pages, as build/docs/index.html; a warning is an error. The notebooks and the tutorial are executed, which
+# `make docs NOTEBOOKS=off` leaves out.
+docs: $(VENV)/docs
+	rm -rf build/docs docs/generated
+	$(BIN)/sphinx-build -q -n -W --keep-going -j 2 -D nb_execution_mode=$(NOTEBOOKS) docs build/docs
+
 # The tests with the lowest and the newest versions of everything. Each environment may take 7 GB for a while.
 matrix:
 	.ci/matrix
@@ -42,4 +49,8 @@ kills: $(VENV)/installed
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots,dev]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@

@@ -5,11 +5,14 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import art_aft
+from art_aft.attacks import TRIGGERS
 from art_aft.defences import DEFENCES
 
 ROOT = Path(__file__).parent.parent
@@ -89,10 +92,48 @@ def test_the_words_are_the_fields(path):
     assert found == []
 
 
-def test_the_page_names_every_setting_of_every_defence():
+def test_its_page_names_every_setting_of_a_defence():
     page = (ROOT / "docs" / "defences.md").read_text(encoding="utf-8")
-    sections = {part.partition("\n")[0]: part for part in page.split("\n## ")}
     shared = re.search(r"^Settings that several defences have.*?\n\n.*?\n\n", page, re.DOTALL | re.MULTILINE)[0]
     for name, defence in DEFENCES.items():
-        named = re.findall(r"`(\w+)", sections[name] + shared)
+        own = (ROOT / "docs" / "defences" / f"{name}.md").read_text(encoding="utf-8")
+        named = re.findall(r"`(\w+)", own + shared)
         assert [setting for setting in defence.params if setting not in named] == [], name
+
+
+def test_its_page_names_every_setting_of_a_trigger():
+    for name, trigger in TRIGGERS.items():
+        page = (ROOT / "docs" / "attacks" / f"{name}.md").read_text(encoding="utf-8")
+        named = re.findall(r"`(\w+)", page)
+        settings = [each for each in inspect.signature(trigger).parameters if each != "layout"]
+        assert [setting for setting in settings if setting not in named] == [], name
+
+
+METHODS = [ROOT / "docs" / "defences" / f"{name}.md" for name in DEFENCES]
+METHODS += [ROOT / "docs" / "attacks" / f"{name}.md" for name in TRIGGERS]
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_the_page_of_a_method_has_its_parts(path):
+    page = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
+    assert [part for part in ("When it fails", "Settings", "Paper", "Measured") if part not in headings] == []
+    assert "\n```\n" in page.partition("## When it fails")[0], "a formula"
+    assert f"<!-- rows: {path.stem} -->\n| " in page
+    index = (ROOT / "docs" / f"{path.parent.name}.md").read_text(encoding="utf-8")
+    assert f"[`{path.stem}`]({path.parent.name}/{path.name})" in index
+
+
+def test_the_measured_rows_are_those_of_the_files():
+    command = [sys.executable, str(ROOT / "docs" / "measured.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "nothing out of date\n"), done.stderr
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"auto(?:class|function):: art_aft\.(\w+)", page)) == sorted(art_aft.__all__)
+    rooms = {name.partition(".")[0] for _, name, _ in pkgutil.iter_modules(art_aft.__path__)}
+    listed = re.findall(r"^   art_aft\.(\w+)$", page, flags=re.MULTILINE)
+    # The shell is not called from Python, and the public names come from the other rooms.
+    assert sorted(listed) == sorted(rooms - {"cli", "public", "check_types", "__main__"})

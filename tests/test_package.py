@@ -87,7 +87,13 @@ def test_the_files_of_the_package_stay_small():
     assert {name: lines for name, lines in long.items() if lines > 310} == {}
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+def test_the_examples_stay_short():
+    lengths = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "examples").glob("*.py")}
+    assert lengths
+    assert {name: lines for name, lines in lengths.items() if lines >= 40} == {}
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def anchor(heading):

@@ -31,7 +31,8 @@ def clone(classifier: PyTorchClassifier) -> PyTorchClassifier:
     model = eager(check_instance("classifier", classifier, PyTorchClassifier, "ART's PyTorchClassifier").model)
     memo: dict[int, Any] = {}
     state = {k: v for k, v in vars(classifier).items() if k not in ("_model", "_model_wrapper", "_device")}
-    for tensor in _kept_activations(model):
+    # ART's `get_activations` keeps what it saw in the classifier, and leaves its hooks in the model.
+    for tensor in _kept_activations(state, *(vars(module) for module in model.modules())):
         memo[id(tensor)] = tensor.detach().clone()
     parameters = list(model.parameters())  # kept, because those of TorchScript are made when they are asked for
     try:
@@ -55,9 +56,9 @@ def clone(classifier: PyTorchClassifier) -> PyTorchClassifier:
     return twin
 
 
-def _kept_activations(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Yield tensors that modules keep as attributes and that come of a computation, which `deepcopy` refuses."""
-    todo: list[Any] = [vars(module) for module in model.modules()]
+def _kept_activations(*attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """Yield tensors that are kept as attributes and that come of a computation, which `deepcopy` refuses."""
+    todo: list[Any] = [*attributes]
     seen: set[int] = set()
     while todo:
         value = todo.pop()

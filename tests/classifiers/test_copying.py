@@ -255,3 +255,13 @@ def test_classifiers_of_other_inputs_are_still_copied():
     classifier = PyTorchClassifier(model, loss=torch.nn.CrossEntropyLoss(), input_shape=(5,), nb_classes=3)
     assert torch.equal(clone(classifier).model.weight, model.weight)
     assert copy.deepcopy(model.state_dict()).keys() == clone(classifier).model.state_dict().keys()
+
+
+def test_a_classifier_is_copied_after_art_looked_at_its_activations():
+    """As `ActivationDefence` and `SpectralSignatureDefense` do: ART keeps the activations with their gradients."""
+    classifier, (x, _) = tiny_classifier(), tiny_data()
+    seen = classifier.get_activations(x[:4], classifier.layer_names[0], batch_size=4)
+    assert any(not tensor.is_leaf for tensor in classifier._features.values())
+    with untouched(classifier):
+        twin = clone(classifier)
+    assert np.array_equal(twin.get_activations(x[:4], classifier.layer_names[0], batch_size=4), seen)

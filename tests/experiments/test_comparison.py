@@ -347,7 +347,7 @@ def test_the_example_compares_all_five(tmp_path, monkeypatch, capsys):
 
 def test_the_example_with_arts_own_runs_with_and_without_tensorflow(tmp_path):
     output = tmp_path / "rows.json"
-    command = [sys.executable, str(EXAMPLES / "compare_with_art.py"), "--smoke", "--output", str(output)]
+    command = [sys.executable, str(EXAMPLES / "benchmarks" / "compare_with_art.py"), "--smoke", "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=ONE_THREAD, cwd=tmp_path)
     rows = json.loads(output.read_text())["rows"]
     steps = [(row["who"], row["mitigation"]) for row in rows]
