@@ -6,13 +6,13 @@ import torch
 from helpers import NB_CLASSES, SHAPE, TinyNet, linear_classifier, same_weights, weights
 from torch.nn import functional as F
 
-from art_aft.adversarial.families import Blended, FreePixels, Profile, Smooth
-from art_aft.adversarial.margins import maximum_margins
+from art_aft.adversarial.families import Added, Blended, FreePixels, Profile, Smooth, Warped
+from art_aft.adversarial.margins import family_success, maximum_margins
 from art_aft.classifiers.classifier import build_classifier, images_for
 
 RNG = np.random.default_rng(0)
 TWO = RNG.normal(size=(2, *SHAPE)).astype(np.float32)
-FAMILIES = [FreePixels(), Smooth(4), Blended(0.2), Profile("rows"), Profile("columns")]
+FAMILIES = [FreePixels(), Smooth(4), Blended(0.2), Profile("rows"), Profile("columns"), Added(0.1, 4), Warped(0.1)]
 
 
 @pytest.fixture
@@ -61,6 +61,59 @@ def test_a_profile_is_the_same_in_all_rows_or_columns(images, axis, summed):
     for label in (0, 1):
         clean = (x[y != label] * gap(label)).sum(axis=(1, 2, 3)).mean()
         assert found[label] == pytest.approx(clean + 0.1 * np.abs(gap(label).sum(axis=summed)).sum(), rel=1e-3)
+
+
+def test_a_smooth_change_adds_what_its_few_values_can(images):
+    x, y = images
+    classifier = linear_classifier(TWO)
+    found = maximum_margins(classifier, Added(0.1, 4), images_for(classifier, x, y), precision="float32")
+    few = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    large = F.interpolate(few, size=SHAPE[1:], mode="bilinear", align_corners=False)
+    (large * torch.from_numpy(np.stack([gap(0), gap(1)]))).sum().backward()
+    for label in (0, 1):
+        clean = (x[y != label] * gap(label)).sum(axis=(1, 2, 3)).mean()
+        most = 0.1 * np.abs(few.grad.numpy()[label]).sum()
+        assert found[label] == pytest.approx(clean + most, rel=1e-3)
+
+
+class TestWarp:
+    def test_displacements_of_one_half_change_nothing(self):
+        x = torch.from_numpy(RNG.random((3, *SHAPE)).astype(np.float32))
+        warped = Warped(0.25).shown(torch.full((2, 2, 4, 4), 0.5), x)
+        np.testing.assert_allclose(warped, x.expand(2, -1, -1, -1, -1), atol=1e-5)
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_equal_displacements_move_all_pixels_by_a_share_of_the_side(self, axis):
+        x = torch.from_numpy(RNG.random((3, *SHAPE)).astype(np.float32))
+        members = torch.full((1, 2, 4, 4), 0.5)
+        members[:, axis] = 1.0  # as far as they may
+        pixels = 3
+        warped = Warped(pixels / (SHAPE[1] - 1)).shown(members, x)[0]
+        kept = slice(0, SHAPE[1] - pixels)
+        along = (..., kept) if axis == 0 else (..., kept, slice(None))
+        expected = x.roll(-pixels, dims=3 - axis)[along]
+        np.testing.assert_allclose(warped[along], expected, atol=1e-4)
+
+
+class TestSuccess:
+    def test_it_is_the_share_of_images_of_other_labels_that_follow(self):
+        """The margin of label 1 is how much brighter one channel is than another: a change of 0.1 of both adds 0.2."""
+        weights = np.zeros((2, *SHAPE), dtype=np.float32)
+        weights[1, 0], weights[1, 1] = 1.0, -1.0
+        classifier = linear_classifier(weights / weights[1, 0].size)
+        x = np.full((30, *SHAPE), 0.5, dtype=np.float32)
+        missing = np.linspace(0.0, 0.39, 30, dtype=np.float32)
+        x[:, 0] -= missing[:, None, None] / 2
+        x[:, 1] += missing[:, None, None] / 2
+        y = np.zeros(30, dtype=int)
+        found = family_success(classifier, Added(0.1, 4), images_for(classifier, x, y), precision="float32")
+        assert found[1] == pytest.approx((missing < 0.2).mean())
+        assert found[0] == 0.0  # there are no images of other labels
+
+    def test_whole_images_are_refused(self, images):
+        classifier = linear_classifier(TWO)
+        with pytest.raises(ValueError, match=r"^family: got 'free pixels', expected one that is shown on clean images"):
+            family_success(classifier, FreePixels(), images_for(classifier, *images))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
