@@ -49,7 +49,7 @@ class Smooth:
     """
     A few free values, enlarged to the size of an image: no fine structure.
 
-    :param side: The number of free values along each axis.
+    :param side: The number of free values along each axis, at most half of the pixels: else nothing would be smooth.
     """
 
     name, images_per_step = "smooth", 0
@@ -60,7 +60,7 @@ class Smooth:
     def start(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
         """Return noise of few values."""
         self.size = shape[1:]
-        return torch.rand(count, shape[0], *(min(self.side, length) for length in shape[1:]))
+        return torch.rand(count, shape[0], *(max(1, min(self.side, length // 2)) for length in shape[1:]))
 
     def shown(self, members: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return the members, enlarged."""
