@@ -14,6 +14,7 @@ import pytest
 import art_aft
 from art_aft.attacks import TRIGGERS
 from art_aft.defences import DEFENCES
+from art_aft.detection import DETECTORS
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
@@ -122,6 +123,31 @@ def test_the_page_of_a_method_has_its_parts(path):
     assert f"<!-- rows: {path.stem} -->\n| " in page
     index = (ROOT / "docs" / f"{path.parent.name}.md").read_text(encoding="utf-8")
     assert f"[`{path.stem}`]({path.parent.name}/{path.name})" in index
+
+
+THRESHOLDS = {name: detector.threshold for name, detector in DETECTORS.items()}
+EVIDENCE = [ROOT / "docs" / "detectors" / f"{name}.md" for name in (*THRESHOLDS, "agreement")]
+
+
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
+def test_the_page_of_a_detector_has_its_parts(path):
+    page = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
+    assert headings == ["Null and threshold", "When it fails", "Settings", "Paper", "Measured"]
+    idea, formula, _ = page.partition("\n```\n")
+    assert formula, "a formula"
+    # The idea comes first, in three sentences.
+    assert len(re.findall(r"[.](?=\s)", idea.split("\n\n")[1] + "\n")) == 3
+    assert f"<!-- rows: {path.stem} -->\n| " in page
+    guide = (ROOT / "docs" / "detection.md").read_text(encoding="utf-8")
+    assert f"[`{path.stem}`](detectors/{path.name})" in guide
+
+
+def test_the_page_of_a_detector_says_its_threshold():
+    for name, threshold in THRESHOLDS.items():
+        page = (ROOT / "docs" / "detectors" / f"{name}.md").read_text(encoding="utf-8")
+        about = page.partition("## Null and threshold")[2].partition("## ")[0]
+        assert re.search(rf"threshold[^.]* is {threshold}\b", " ".join(about.split())), name
 
 
 def test_the_measured_rows_are_those_of_the_files():
