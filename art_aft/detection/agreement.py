@@ -11,7 +11,7 @@ overwhelming. Less is enough where a perturbation that really leads images to th
 | Score of a label: -log10 of its combined p-value.
 | Statistic: -log10 of the smallest combined p-value times the number of labels (Bonferroni's bound).
 | Null distribution: each detector's own; their dependence does not matter in the tail. Real classifiers exceed it:
-  docs/detection.md has how often.
+  docs/detectors/agreement.md has how often.
 | Threshold: 4.0, a p-value of 0.0001; 1.5, a p-value of 0.03, where a detector without such p-values is halfway to its
   own threshold at the same label. Both were chosen on the zoo's choosing half.
 | Paper link: https://doi.org/10.1080/01621459.2018.1554485

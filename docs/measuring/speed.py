@@ -68,7 +68,7 @@ def memory() -> str:
     for row in fitting("speed", {"what": "size"}):
         size = f"{row['side']}x{row['side']}"
         network = MODELS.get(row["model"], "ResNet-18")
-        lines.append([network, row["from"], f"{row['images']:,}", size, str(row["peak_mebibytes"])])
+        lines.append([network, row["from"], f"{row['images']:,}", size, f"{row['peak_mebibytes']:,}"])
     return as_table(["network", "images from", "images", "size", "MiB"], lines)
 
 
@@ -83,13 +83,18 @@ def compiling() -> str:
     return as_table(["", "step", "seconds to compile", "times as fast", "images until that is won back"], lines)
 
 
+def short(number: float) -> str:
+    """Return a number with about three digits."""
+    return f"{number:.4f}" if number < 0.1 else f"{number:.2f}" if number < 100 else f"{number:,.0f}"
+
+
 def stamping() -> str:
     """Return how long triggers take."""
     others = {"art add_pattern_bd": "ART's `add_pattern_bd`", "copy": "a copy of the batch"}
     lines = []
     for trigger, title in {**ATTACKS, **others}.items():
         own = {row["than"]: row["times_as_long"] for row in fitting("stamping", {"trigger": trigger, "images": 128})}
-        cells = (f"{own[than]:.3g}" if than in own else "" for than in ("copy", "insert_image", "grid_sample"))
+        cells = (short(own[than]) if than in own else "" for than in ("copy", "insert_image", "grid_sample"))
         lines.append([title, *cells])
     return as_table(["times as long as", "a copy", "ART's `insert_image`", "torch's `grid_sample`"], lines)
 
