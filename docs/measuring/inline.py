@@ -64,6 +64,6 @@ def _number(selected: Sequence[Row], what: str) -> str:
 def filled(page: str) -> str:
     """Return a page with its single numbers made anew."""
     for line in page.splitlines():
-        if line.startswith("<!-- row: "):
+        if line.lstrip().startswith("<!-- row: "):
             raise ValueError(f"a number at the start of a line ends the paragraph before it: {line}")
     return MARKED.sub(lambda match: match[1] + answer(match[2]) + match[3], page)
