@@ -12,8 +12,8 @@ overwhelming. Less is enough where a perturbation that really leads images to th
 | Statistic: -log10 of the smallest combined p-value times the number of labels (Bonferroni's bound).
 | Null distribution: each detector's own; their dependence does not matter in the tail. Real classifiers exceed it:
   docs/detectors/agreement.md has how often.
-| Threshold: 4.0, a p-value of 0.0001; 1.5, a p-value of 0.03, where a detector without such p-values is halfway to its
-  own threshold at the same label. Both were chosen on the zoo's choosing half.
+| Threshold: 6.0, a p-value of 0.000001; 1.5, a p-value of 0.03, where the scores of detectors without such p-values
+  that name the same label add up to 1. docs/detectors/agreement.md says on which models these were chosen.
 | Paper link: https://doi.org/10.1080/01621459.2018.1554485
 """
 
@@ -28,13 +28,13 @@ from art_aft.detection.base import Evidence
 from art_aft.detection.statistics import cauchy_combination
 
 #: The statistic from which the agreement reports a backdoor, by itself and where another detector confirms its label.
-ALONE, CONFIRMED = 4.0, 1.5
+ALONE, CONFIRMED = 6.0, 1.5
 
 # The statistic from which a label that nothing confirms leaves a doubt: 3 of 40 clean digit models have as much.
 _STANDS_OUT = 2.0
 
-# The score from which another detector confirms a label.
-_CONFIRMS = 0.5
+# The sum of other detectors' scores from which they confirm a label. A warp alone has 0.64 on a clean digit model.
+_CONFIRMS = 1.0
 
 
 def agreement(found: Sequence[Evidence]) -> Evidence | None:
@@ -52,15 +52,18 @@ def agreement(found: Sequence[Evidence]) -> Evidence | None:
     label = int(combined.argmin())
     pointing = [each.detector for each in parts if each.label == label]
     details = f"{len(pointing)} of {len(parts)} detectors point at it"
-    confirming = [e.detector for e in found if _of_success(e) and e.label == label and e.score >= _CONFIRMS]
+    naming = [each for each in found if _of_success(each) and each.label == label]
+    confirmed = sum(each.score for each in naming) >= _CONFIRMS
+    if confirmed:
+        details += ", confirmed by " + ", ".join(f"{each.detector} ({each.score:.2f})" for each in naming)
     return Evidence(
         detector="agreement",
         label=label,
         statistic=0.0 - math.log10(p_value),  # not -0.0
-        threshold=CONFIRMED if confirming else ALONE,
+        threshold=CONFIRMED if confirmed else ALONE,
         p_value=p_value,
         scores=tuple((-np.log10(combined)).tolist()),
-        details=f"{details}, confirmed by {', '.join(confirming)}" if confirming else details,
+        details=details,
         label_p_values=tuple(combined.tolist()),
     )
 

@@ -140,7 +140,7 @@ class Detector(abc.ABC):
 
 
 #: From this cost on, a detector does not belong to the effort "fast"; from the second on, to "full" alone.
-EXPENSIVE, THOROUGH = 2, 5
+EXPENSIVE, THOROUGH = 2, 6
 
 DETECTORS: Registry[type[Detector]] = Registry("detector", group="art_aft.detectors")
 

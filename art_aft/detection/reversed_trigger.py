@@ -48,7 +48,7 @@ class ReversedTrigger(Detector):
     used for all labels.
     """
 
-    cost = EXPENSIVE + 1
+    cost = EXPENSIVE + 2
     settings = InversionRecipe
     threshold = 0.5
 

@@ -47,7 +47,7 @@ ORDINARY = 0.25
 class UniversalPerturbation(Detector):
     """One perturbation for all images leads to one label long before the others; see the module."""
 
-    cost = EXPENSIVE
+    cost = EXPENSIVE + 1
     threshold = 0.5
 
     def detect(self, suspect: Suspect) -> Evidence:

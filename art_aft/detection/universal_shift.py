@@ -31,7 +31,7 @@ RADII = (1.0, 2.0, 4.0)
 class UniversalShift(Detector):
     """One perturbation for all images adds the same number to every label; see the module."""
 
-    cost = EXPENSIVE + 2
+    cost = EXPENSIVE + 3
     threshold = 0.25
 
     def detect(self, suspect: Suspect) -> Evidence | None:

@@ -27,7 +27,7 @@ SIZES = (0.05, 0.1)
 class SmoothChange(Detector):
     """One smooth change of all images leads to one label long before the others; see the module."""
 
-    cost = EXPENSIVE
+    cost = EXPENSIVE + 1
     threshold = 0.5
 
     def detect(self, suspect: Suspect) -> Evidence:

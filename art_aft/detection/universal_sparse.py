@@ -28,7 +28,7 @@ SIZES = (1.0, 2.0, 4.0, 8.0)
 class SparseUniversalPerturbation(Detector):
     """One change of few pixels leads all images to one label long before the others; see the module."""
 
-    cost = EXPENSIVE
+    cost = EXPENSIVE + 1
     threshold = 0.5
 
     def detect(self, suspect: Suspect) -> Evidence:

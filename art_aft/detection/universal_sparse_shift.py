@@ -26,7 +26,7 @@ from art_aft.detection.universal_sparse import SIZES
 class SparseUniversalShift(Detector):
     """One change of few pixels adds the same number to every label; see the module."""
 
-    cost = EXPENSIVE + 2
+    cost = EXPENSIVE + 3
     threshold = 0.25
 
     def detect(self, suspect: Suspect) -> Evidence | None:

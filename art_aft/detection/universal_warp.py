@@ -27,7 +27,7 @@ SIZES = (1 / 64, 1 / 32, 1 / 16)
 class UniversalWarp(Detector):
     """One warp of all images leads to one label long before the others; see the module."""
 
-    cost = EXPENSIVE
+    cost = EXPENSIVE + 1
     threshold = 0.5
 
     def detect(self, suspect: Suspect) -> Evidence:

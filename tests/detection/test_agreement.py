@@ -71,16 +71,17 @@ class TestAgreement:
         assert agreement(parts).p_value == pytest.approx(4 * cauchy_combination(columns).min())
         assert agreement(parts).statistic == pytest.approx(-np.log10(agreement(parts).p_value))
 
-    def test_another_kind_of_evidence_for_the_same_label_lowers_the_threshold(self):
+    def test_perturbations_towards_the_same_label_lower_the_threshold_once_their_scores_add_up_to_1(self):
         parts = [evidence("a", (0.3, 0.001, 0.6, 0.9)), evidence("b", (0.2, 0.004, 0.9, 0.1))]
         halfway = replace(evidence("c", statistic=1.0), label=1)  # of 2
+        assert agreement([*parts, halfway]).threshold == 6.0
         weaker, elsewhere = replace(halfway, statistic=0.9), replace(halfway, label=2)
         for other in (weaker, elsewhere, replace(halfway, shift=True), replace(halfway, supports=True)):
-            assert agreement([*parts, other]).threshold == 4.0
-        together = agreement([*parts, halfway])
+            assert agreement([*parts, halfway, other]).threshold == 6.0
+        together = agreement([*parts, halfway, replace(halfway, detector="d", statistic=1.2)])
         assert together.threshold == 1.5
         assert together.statistic == agreement(parts).statistic
-        assert together.details == "2 of 2 detectors point at it, confirmed by c"
+        assert together.details == "2 of 2 detectors point at it, confirmed by c (0.50), d (0.60)"
 
     def test_a_label_that_stands_out_unconfirmed_is_put_into_words(self):
         parts = [evidence("a", (0.3, 0.001, 0.6, 0.9)), evidence("b", (0.2, 0.0004, 0.9, 0.1))]
@@ -102,6 +103,6 @@ class TestAgreement:
     def test_it_decides_in_the_place_of_those_that_take_part(self):
         parts = [evidence("a", (0.3, 0.2, 0.6, 0.9), statistic=9.0), evidence("b", (0.3, 0.2, 0.6, 0.9)), evidence("c")]
         together, other = deciding(parts)
-        assert together.threshold == 4.0
+        assert together.threshold == 6.0
         assert (together.detector, other.detector) == ("agreement", "c")
         assert together.score < 1  # although a's own statistic is above its threshold

@@ -13,8 +13,9 @@ from helpers import SHAPE, linear_classifier, tiny_classifier, tiny_data, untouc
 
 from art_aft import BackdoorScan
 from art_aft.adversarial.inversion import InversionRecipe, Triggers
+from art_aft.adversarial.patches import Patches
 from art_aft.classifiers.classifier import images_for, predict_labels
-from art_aft.detection import reversed_trigger, universal
+from art_aft.detection import reversed_trigger, universal, universal_patch
 from art_aft.detection.base import DETECTORS, Suspect, register
 from art_aft.detection.statistics import grubbs_p_value
 
@@ -74,6 +75,7 @@ MEASURED = {
     "margin_profile": 2.0,
     "margin_smooth": 2.0,
     "universal": 0.5,
+    "universal_patch": 0.3,
     "universal_shift": 0.25,
     "universal_smooth": 0.5,
     "universal_sparse": 0.5,
@@ -133,6 +135,30 @@ class TestHypotheses:
         (found,) = (evidence for evidence in report.evidence if evidence.detector == "adversarial_shift")
         assert found.label == shift
         assert found.score > 1
+
+
+class TestPatch:
+    @pytest.mark.parametrize(
+        ("small", "large", "statistic", "label", "details"),
+        [
+            ((0.1, 0.2, 0.0, 0.1), (0.3, 0.9, 0.4, 0.2), 0.5, 1, "3x3 pixels at row 3, column 4"),
+            # Where most images follow the smaller patch, others may, too; that more follow the larger one says less.
+            ((0.7, 0.1, 0.9, 0.1), (1.0, 0.9, 1.0, 0.2), 0.4, 2, "2x2 pixels at row 3, column 4"),
+            ((0.4, 0.1, 0.6, 0.1), (1.0, 0.9, 0.4, 0.2), 0.2, 2, "2x2 pixels at row 3, column 4"),
+        ],
+    )
+    def test_a_second_label_counts_for_a_half_at_most_where_the_patch_is_small(
+        self, monkeypatch, small, large, statistic, label, details
+    ):
+        def find(classifier, images, side, **settings):
+            success = np.array(small if side == round(12 / 8) else large)
+            return Patches(success, np.full((4, 2), (3, 4)), np.zeros((4, 3, side, side)))
+
+        monkeypatch.setattr(universal_patch, "find_patches", find)
+        found = DETECTORS["universal_patch"]().detect(suspect())
+        assert (found.label, found.details) == (label, details)
+        assert found.statistic == pytest.approx(statistic)
+        assert len(found.scores) == 4
 
 
 class TestUniversal:

@@ -27,7 +27,8 @@ BRIEF = replace(RECIPES["digits"], nb_epochs=12)
 
 #: In the order in which they run.
 FAST = ["last_layer", "latent_shift", "margin_blended", "margin_pixels", "margin_profile", "margin_smooth"]
-UNIVERSAL = ["universal", "universal_smooth", "universal_sparse", "universal_warp"]
+PATCH = ["universal_patch"]
+UNIVERSAL = [*PATCH, "universal", "universal_smooth", "universal_sparse", "universal_warp"]
 EXPENSIVE = [*UNIVERSAL, "reversed_trigger", "universal_shift", "universal_sparse_shift"]
 THOROUGH = ["adversarial_labels", "adversarial_shift"]
 #: Some, for tests of what all have in common.
@@ -136,7 +137,7 @@ class TestOnDigits:
 class TestEffort:
     def test_the_effort_says_which_detectors_run(self, infected):
         report = BackdoorScan(infected.classifier)(*few(infected))
-        assert ran(report) in (FAST, [*FAST, *UNIVERSAL])  # the fast ones may be enough
+        assert ran(report) in (FAST, [*FAST, *PATCH], [*FAST, *UNIVERSAL])  # the fast ones may be enough
         assert set(report.omitted) == {*FAST, *EXPENSIVE, *THOROUGH} - {*ran(report)}
         assert (report.verdict, report.targets[0]) == ("infected", 0)
         assert report.label_matrix is None
@@ -180,8 +181,9 @@ class TestEffort:
     def test_each_group_of_equal_cost_is_finished_and_no_other_begun(self, silent, monkeypatch):
         x, y = tiny_data(24)
         for name, names in (
+            ("universal_patch", [*FAST, *PATCH]),
             ("universal", [*FAST, *UNIVERSAL]),
-            ("reversed_trigger", [*FAST, *EXPENSIVE[:5]]),
+            ("reversed_trigger", [*FAST, *EXPENSIVE[:6]]),
             ("universal_shift", [*FAST, *EXPENSIVE]),
         ):
             with monkeypatch.context() as patch:
