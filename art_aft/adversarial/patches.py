@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,36 @@ class Patches:
     success: np.ndarray
     places: np.ndarray
     pixels: np.ndarray
+
+    def as_perturbations(
+        self, input_shape: Sequence[int], clip_values: tuple[float, float], *, channels_first: bool = True
+    ) -> np.ndarray:
+        """
+        Return what is added to images in the place of the patches: black and white pixels become these exactly, grey
+        ones shift the image's own.
+
+        :param input_shape: The shape of an image.
+        :param clip_values: The pixel range, to which sums are to be clipped.
+        :param channels_first: Whether images are (C, H, W), else (H, W, C).
+        :return: float32 of shape (nb_classes, *input_shape), in units of `clip_values`.
+        """
+        shape = tuple(input_shape) if channels_first else (input_shape[2], *input_shape[:2])
+        added = np.zeros((len(self.pixels), *shape), dtype=np.float32)
+        side = self.pixels.shape[-1]
+        for each, pixels, (row, column) in zip(added, self.pixels, self.places, strict=True):
+            each[:, row : row + side, column : column + side] = (2 * pixels - 1) * (clip_values[1] - clip_values[0])
+        return added if channels_first else np.ascontiguousarray(np.moveaxis(added, 1, -1))
+
+
+def patch_side(classifier: PyTorchClassifier, share: float) -> int:
+    """
+    Return the side of a patch in pixels.
+
+    :param classifier: The classifier, for the size of its images.
+    :param share: The side as a share of the image's shorter side, in (0, 1].
+    """
+    shape = classifier.input_shape
+    return max(1, round(share * min(shape[1:] if classifier.channels_first else shape[:2])))
 
 
 def find_patches(

@@ -34,36 +34,40 @@ class UniversalPerturbations:
     :param dense: One perturbation towards each label, within an L2 bound, float32 of shape (nb_classes, *input_shape).
     :param eps: That bound, in units of `clip_values`.
     :param sparse: One that changes few pixels towards each label, of the same shape; None where there is none.
+    :param patches: One that changes the pixels of a square towards each label, of the same shape; None where there is
+        none.
     """
 
     dense: np.ndarray
     eps: float
     sparse: np.ndarray | None = None
+    patches: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_number("eps", self.eps, minimum=0.0, above=True)
-        dense, sparse = self.dense, self.dense if self.sparse is None else self.sparse
-        for name, value in (("dense", dense), ("sparse", sparse)):
+        optional = {"sparse": self.sparse, "patches": self.patches}
+        given = {"dense": self.dense, **{name: value for name, value in optional.items() if value is not None}}
+        for name, value in given.items():
             check_instance(name, value, np.ndarray, "a numpy array")
-            if value.dtype.kind != "f" or value.shape != dense.shape or value.ndim != 4:
+            if value.dtype.kind != "f" or value.shape != self.dense.shape or value.ndim != 4:
                 got, shape = f"{value.dtype} of shape {value.shape}", "(nb_classes, *input_shape)"
-                raise ValueError(f"{name}: got {got}, expected floats of shape {shape}, the same for both")
+                raise ValueError(f"{name}: got {got}, expected floats of shape {shape}, the same for all")
             if not np.isfinite(value).all():
                 raise ValueError(f"{name}: got NaN or infinite values, expected finite ones")
 
     @property
     def kinds(self) -> list[np.ndarray]:
-        """The dense ones, and the sparse ones where there are some."""
-        return [self.dense] if self.sparse is None else [self.dense, self.sparse]
+        """The dense ones, and behind them those of few pixels that there are."""
+        return [self.dense, *(each for each in (self.sparse, self.patches) if each is not None)]
 
     @property
     def all(self) -> np.ndarray:
-        """All perturbations: the sparse ones, where there are some, behind the dense ones."""
+        """All perturbations, kind by kind."""
         return np.concatenate(self.kinds)
 
     def __repr__(self) -> str:
-        kinds = "dense" if self.sparse is None else "dense and sparse"
-        return f"UniversalPerturbations({kinds}, {len(self.dense)} labels, eps {self.eps:.3g})"
+        names = ["dense", *(name for name in ("sparse", "patches") if getattr(self, name) is not None)]
+        return f"UniversalPerturbations({', '.join(names)}, {len(self.dense)} labels, eps {self.eps:.3g})"
 
 
 def find_dense(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from art.estimators.classification import PyTorchClassifier
 
+from art_aft.adversarial.patches import find_patches, patch_side
 from art_aft.adversarial.perturbation_sets import UniversalPerturbations, find_dense, towards_labels
 from art_aft.checks import (
     check_choice,
@@ -32,6 +33,9 @@ from art_aft.training.perturbed_batches import Directions, PerturbedBatches
 #: The same with dense perturbations alone, towards all labels alike.
 DISTILLED: Mapping[str, Any] = {"sparse_share": 0.0, "focus": 0.0}
 
+#: The side of patches, as a share of the image's shorter side.
+PATCH = 3 / 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalReport(PurificationReport):
@@ -52,12 +56,13 @@ class UniversalAdversarialFineTuning(Defence):
     """
     Remove a backdoor by fine-tuning on perturbations that all images share, and win accuracy back by distillation.
 
-    A trigger is one change that works on all images. So Stage 1 finds, for each label, one perturbation that leads all
-    other images there: the r of the paper's Section V. Half of them are dense, within an L2 bound; half are sparse and
-    change few pixels. Stage 2 fine-tunes on batches, part of whose images carry a random perturbation under their true
-    labels; the rest is clean. It runs twice. The first run learns labels alone: its result lacks the backdoor and some
-    accuracy. The second run starts from the infected model again. Its clean images learn what the infected model and
-    that result agree on, which brings most of the accuracy back and not the backdoor.
+    A trigger is one change that works on all images. So Stage 1 finds, for each label, perturbations that lead all
+    other images there: the r of the paper's Section V. One is dense, within an L2 bound. Two are sparse: one changes few
+    scattered pixels, one a square patch, at the place from where it leads furthest. Stage 2 fine-tunes on batches, part
+    of whose images carry a random perturbation under their true labels; the rest is clean. It runs twice. The first run
+    learns labels alone: its result lacks the backdoor and some accuracy. The second run starts from the infected model
+    again. Its clean images learn what the infected model and that result agree on, which brings most of the accuracy
+    back and not the backdoor.
 
     This method is this package's. The paper has universal perturbations in its theory only.
 
@@ -70,7 +75,8 @@ class UniversalAdversarialFineTuning(Defence):
         for 32x32x3 images. "auto" is the smallest of 1/4, 1/2, 1, 2, 4 and 8 times that at which the perturbations of
         two labels, one of which the attacker did not choose, each succeed on a third of the images.
     :param max_iter: Steps of the search; None is 20 for dense perturbations and 30 for sparse ones.
-    :param sparse_share: The share of the perturbed images, in [0, 1], whose perturbation is sparse.
+    :param sparse_share: The share of the perturbed images, in [0, 1], whose perturbation is sparse. Half
+        of them change scattered pixels, half a patch.
     :param focus: The share of the perturbed images, in [0, 1], whose perturbation leads to `target`.
     :param target: The label of the focus: "auto" is the one that perturbations reach much more easily than others, or
         that the last layer favours, if there is one (`suspected_label`); None is no focus.
@@ -211,6 +217,11 @@ class UniversalAdversarialFineTuning(Defence):
         if self.sparse_share and found.sparse is None:
             sparse = towards_labels(classifier, images, norm=0, max_iter=self.max_iter or 30, **settings)
             found = replace(found, sparse=sparse)
+        if self.sparse_share and found.patches is None:
+            patches = find_patches(classifier, images, patch_side(classifier, PATCH), **settings)
+            shape, first = classifier.input_shape, classifier.channels_first
+            added = patches.as_perturbations(shape, images.clip_values, channels_first=first)
+            found = replace(found, patches=added)
         return found
 
     def _fine_tune(
@@ -225,7 +236,14 @@ class UniversalAdversarialFineTuning(Defence):
     ) -> None:
         """Fine-tune in place on perturbed and clean images; teachers, where there are some, teach the clean ones."""
         recipe = self._recipe(nb_epochs=nb_epochs, seed=seed_for(self.seed, "stage 2"))
-        directions = Directions(classifier.nb_classes, target, self.focus, self.sparse_share, self.seed)
+        directions = Directions(
+            classifier.nb_classes,
+            target,
+            self.focus,
+            self.sparse_share,
+            self.seed,
+            sparse_kinds=len(found.kinds) - 1,
+        )
         loss = DistillationLoss(classifier.loss, self.temperature) if teachers else None
         with agreeing(teachers, self.temperature, self.precision) if teachers else nullcontext() as teacher:
             batches = PerturbedBatches(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from art_aft.adversarial.patches import find_patches
+from art_aft.adversarial.patches import find_patches, patch_side
 from art_aft.detection.base import EXPENSIVE, Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import greatest, grubbs_p_value
 
@@ -39,12 +39,9 @@ class UniversalPatch(Detector):
 
     def detect(self, suspect: Suspect) -> Evidence:
         """Return how far one label's patch is more successful than any other's."""
-        shape = suspect.classifier.input_shape
-        shorter = min(shape[1:] if suspect.classifier.channels_first else shape[:2])
-        small = max(1, round(SMALL * shorter))
-        large = min(shorter, max(small + 1, round(LARGE * shorter)))
+        small, large = (patch_side(suspect.classifier, share) for share in (SMALL, LARGE))
         found = [self._look(suspect, small, ORDINARY)]
-        if not (suspect.stop_early and found[0].score >= 1):
+        if large > small and not (suspect.stop_early and found[0].score >= 1):
             found.append(self._look(suspect, large, 1.0))
         return greatest(found)
 

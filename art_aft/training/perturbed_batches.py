@@ -18,18 +18,28 @@ class Directions:
     """
     Draws which perturbation each image gets: one towards another label than its own.
 
-    Perturbations are numbered by their labels; sparse ones follow behind the dense ones.
+    Perturbations are numbered by their labels; kinds of few pixels follow behind the dense ones.
 
     :param nb_classes: The number of labels.
     :param target: The label of the focus; None is none.
     :param focus: The share of images, in [0, 1], that get the perturbation towards `target`.
-    :param sparse_share: The share of images, in [0, 1], that get a sparse perturbation.
+    :param sparse_share: The share of images, in [0, 1], that get a perturbation of few pixels.
     :param seed: The user's seed.
+    :param sparse_kinds: How many kinds of these there are, of which an image gets each equally often.
     """
 
-    def __init__(self, nb_classes: int, target: int | None, focus: float, sparse_share: float, seed: int) -> None:
+    def __init__(
+        self,
+        nb_classes: int,
+        target: int | None,
+        focus: float,
+        sparse_share: float,
+        seed: int,
+        *,
+        sparse_kinds: int = 1,
+    ) -> None:
         self.nb_classes, self.target, self.focus = nb_classes, target, focus
-        self.sparse_share, self.seed = sparse_share, seed
+        self.sparse_share, self.sparse_kinds, self.seed = sparse_share, sparse_kinds, seed
         self.turns = itertools.count(1)
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:
@@ -49,7 +59,8 @@ class Directions:
             focused = drawn(rng.random(len(labels)) < self.focus) & (labels != self.target)
             towards = towards.masked_fill(focused, self.target)
         if self.sparse_share:
-            towards += self.nb_classes * drawn(rng.random(len(labels)) < self.sparse_share)
+            sparse = rng.random(len(labels)) < self.sparse_share
+            towards += self.nb_classes * drawn(sparse * rng.integers(1, 1 + self.sparse_kinds, len(labels)))
         return towards
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import SHAPE, linear_classifier, untouched
 
-from art_aft.adversarial.patches import _places, find_patches
+from art_aft.adversarial.patches import Patches, _places, find_patches
 from art_aft.classifiers.classifier import images_for, predict_labels
 
 ROW, COLUMN, SIDE = 6, 2, 4
@@ -71,3 +71,18 @@ def test_a_patch_that_does_not_fit_is_refused(side):
     classifier = linear_classifier(weights)
     with pytest.raises(ValueError, match="side: got"):
         find_patches(classifier, images_for(classifier, x, y), side)
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_added_to_images_a_black_and_white_patch_takes_their_place(channels_first):
+    pixels = np.random.default_rng(1).integers(0, 2, size=(2, 3, 4, 4)).astype(np.float32)
+    patches = Patches(np.ones(2), np.array([[0, 8], [3, 5]]), pixels)
+    shape = SHAPE if channels_first else (12, 12, 3)
+    found = patches.as_perturbations(shape, (-1.0, 3.0), channels_first=channels_first)
+    assert (found.shape, found.dtype) == ((2, *shape), np.float32)
+    x = np.random.default_rng(2).uniform(-1, 3, size=(5, *SHAPE)).astype(np.float32)
+    for added, content, (row, column) in zip(found, pixels, patches.places, strict=True):
+        shown = np.clip(x + (added if channels_first else np.moveaxis(added, -1, 0)), -1, 3)
+        expected = x.copy()
+        expected[:, :, row : row + 4, column : column + 4] = 4 * content - 1
+        np.testing.assert_allclose(shown, expected)

@@ -19,8 +19,11 @@ from helpers import (
 
 from art_aft import UniversalAdversarialFineTuning, clone
 from art_aft.adversarial import perturbation_sets
+from art_aft.adversarial.patches import find_patches
 from art_aft.adversarial.perturbation_sets import UniversalPerturbations
 from art_aft.adversarial.universal import universal_perturbations
+from art_aft.classifiers.classifier import images_for
+from art_aft.defences import universal_aft
 from art_aft.defences.universal_aft import DISTILLED
 from art_aft.runtime.random_state import seed_for
 
@@ -45,10 +48,10 @@ def universal(classifier, perturbations=None, **settings):
 
 
 def marked(sparse=False):
-    """Perturbations that can be told apart: l + 1 in a thousandth of the range, the sparse ones negative."""
+    """Perturbations that can be told apart: l + 1 thousandths of the range, scattered -(l + 1), patches -10 (l + 1)."""
     steps = np.arange(1, NB_CLASSES + 1, dtype=np.float32)[:, None, None, None] / 1000
     dense = np.broadcast_to(steps, (NB_CLASSES, *SHAPE)).copy()
-    return UniversalPerturbations(dense, 1.0, -dense if sparse else None)
+    return UniversalPerturbations(dense, 1.0, *((-dense, -10 * dense) if sparse else ()))
 
 
 @pytest.fixture
@@ -121,7 +124,9 @@ class TestBatches:
         settings = {"clean_share": 0.0, "sparse_share": 0.3, "focus": 0.0, "nb_epochs": 1}
         (batch,) = batches_of(classifier, x, y, perturbations=marked(sparse=True), batch_size=len(x), **settings)
         numbers = np.array([number for _, number in added(batch, grey_data()[0])])
+        # Four standard deviations of shares of 1,200 images.
         assert np.mean(numbers < 0) == pytest.approx(0.3, abs=0.055)
+        assert np.mean(numbers <= -10) == pytest.approx(0.15, abs=0.045)
 
     def test_perturbations_are_added_to_views_that_are_new_in_every_batch(self, victim):
         classifier, x, y = victim
@@ -175,6 +180,8 @@ class TestStage1:
         sparse = universal_perturbations(classifier, x, y, norm=0, max_iter=2, **settings)
         np.testing.assert_array_equal(found.dense, dense)
         np.testing.assert_array_equal(found.sparse, sparse)
+        patches = find_patches(classifier, images_for(classifier, x, y), 2, **settings)  # 3 sixteenths of 12 pixels
+        np.testing.assert_array_equal(found.patches, patches.as_perturbations(SHAPE, (0.0, 1.0)))
         assert (found.eps, defence.report.chosen) == (0.4, {"eps": 0.4})
 
     def test_a_later_run_can_be_given_them(self, victim, monkeypatch):
@@ -183,6 +190,7 @@ class TestStage1:
         expected = first(x, y=y)
         found = first.report.perturbations
         monkeypatch.setattr(perturbation_sets, "universal_perturbations", None)  # nobody searches again
+        monkeypatch.setattr(universal_aft, "find_patches", None)
         second = universal(classifier, found)
         assert same_weights(second(x, y=y), expected)
         assert second.report.perturbations is found
@@ -191,11 +199,11 @@ class TestStage1:
         classifier, x, y = victim
         dense_alone = universal(classifier, sparse_share=0.0)
         dense_alone(x, y=y)
-        assert dense_alone.report.perturbations.sparse is None
+        assert dense_alone.report.perturbations.kinds == [dense_alone.report.perturbations.dense]
         both = universal(classifier, dense_alone.report.perturbations)
         both(x, y=y)
         assert both.report.perturbations.dense is dense_alone.report.perturbations.dense
-        assert both.report.perturbations.sparse.shape == (NB_CLASSES, *SHAPE)
+        assert [kind.shape for kind in both.report.perturbations.kinds] == [(NB_CLASSES, *SHAPE)] * 3
 
     def test_auto_takes_the_smallest_bound_at_which_two_labels_succeed_on_a_third(self):
         x, y = tiny_data(60)

@@ -111,9 +111,10 @@ class TestDirections:
         # Of those that are not led there on purpose, one in three comes there by chance.
         assert np.mean(towards[labels != target] == target) == pytest.approx(0.6 + 0.4 / 3, abs=0.03)
 
-    def test_a_share_is_sparse(self):
-        towards = Directions(NB_CLASSES, None, 0.0, 0.25, seed=0)(self.LABELS).numpy()
-        sparse = towards >= NB_CLASSES
-        assert np.mean(sparse) == pytest.approx(0.25, abs=0.03)
-        assert (towards[sparse] < 2 * NB_CLASSES).all()
+    @pytest.mark.parametrize("kinds", [1, 2])
+    def test_a_share_is_sparse_and_each_kind_gets_the_same_part(self, kinds):
+        towards = Directions(NB_CLASSES, None, 0.0, 0.25, seed=0, sparse_kinds=kinds)(self.LABELS).numpy()
+        for kind in range(1, 1 + kinds):
+            assert np.mean(towards // NB_CLASSES == kind) == pytest.approx(0.25 / kinds, abs=0.03)
+        assert towards.max() < (1 + kinds) * NB_CLASSES
         assert (towards % NB_CLASSES != self.LABELS.numpy()).all()
