@@ -57,12 +57,12 @@ class UniversalAdversarialFineTuning(Defence):
     Remove a backdoor by fine-tuning on perturbations that all images share, and win accuracy back by distillation.
 
     A trigger is one change that works on all images. So Stage 1 finds, for each label, perturbations that lead all
-    other images there: the r of the paper's Section V. One is dense, within an L2 bound. Two are sparse: one changes few
-    scattered pixels, one a square patch, at the place from where it leads furthest. Stage 2 fine-tunes on batches, part
-    of whose images carry a random perturbation under their true labels; the rest is clean. It runs twice. The first run
-    learns labels alone: its result lacks the backdoor and some accuracy. The second run starts from the infected model
-    again. Its clean images learn what the infected model and that result agree on, which brings most of the accuracy
-    back and not the backdoor.
+    other images there: the r of the paper's Section V. One is dense, within an L2 bound. Two are sparse: one changes
+    few scattered pixels, one a square patch, at the place from where it leads furthest. Stage 2 fine-tunes on batches,
+    part of whose images carry a random perturbation under their true labels; the rest is clean. It runs twice. The
+    first run learns labels alone: its result lacks the backdoor and some accuracy. The second run starts from the
+    infected model again. Its clean images learn what the infected model and that result agree on, which brings most of
+    the accuracy back and not the backdoor.
 
     This method is this package's. The paper has universal perturbations in its theory only.
 
