@@ -1,9 +1,6 @@
 """What every registered detector must do, and what single ones find where the answer is known."""
 
-import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -218,34 +215,13 @@ class TestReversedTrigger:
         assert found.statistic == pytest.approx(1 - 3 / 8)
 
 
-SCRIPT = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from helpers import tiny_classifier, tiny_data
-from art_aft.detection import BackdoorScan
-report = BackdoorScan(tiny_classifier(), effort="fast")(*tiny_data(24))
-print(json.dumps([[each.detector, each.scores] for each in report.evidence]))
-"""
-
-
 class TestOtherPackages:
-    def test_a_detector_of_an_installed_package_takes_part_in_the_scan(self, tmp_path):
+    def test_a_detector_of_an_installed_package_takes_part_in_the_scan(self, installed):
         example = Path(__file__).with_name("noise_labels.py").read_text()
         assert len(example.splitlines()) < 40
-        (tmp_path / "noise_labels.py").write_text(example)
-        metadata = tmp_path / "noise_labels-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: noise-labels\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text("[art_aft.detectors]\nnoise_labels = noise_labels:NoiseLabels\n")
-        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1])],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found = dict(json.loads(done.stdout))
+        installed(DETECTORS, "noise_labels", example, "noise_labels = noise_labels:NoiseLabels")
+        report = BackdoorScan(tiny_classifier(), effort="fast")(*tiny_data(24))
+        found = {each.detector: each.scores for each in report.evidence}
         names = list(found)
         assert names.index("latent_shift") < names.index("noise_labels") < names.index("agreement")
         assert sum(found["noise_labels"]) == pytest.approx(1)
