@@ -14,7 +14,7 @@ from art_aft.adversarial.inversion import InversionRecipe
 from art_aft.adversarial.pgd import TorchAttacksPGD
 from art_aft.classifiers.classifier import images_for
 from art_aft.detection import agreement
-from art_aft.detection.base import DETECTORS
+from art_aft.detection.base import DETECTORS, Evidence
 from art_aft.training.recipes import RECIPES
 
 QUICK = {"reversed_trigger": InversionRecipe(steps=30, images_per_step=40)}
@@ -85,15 +85,14 @@ class TestEffort:
 
     @pytest.fixture
     def silent(self, monkeypatch):
-        """Have no detector report anything."""
-        for detector in DETECTORS.values():
-            monkeypatch.setattr(detector, "threshold", 99.0)  # no statistic is so great
-        monkeypatch.setattr(agreement, "ALONE", 99.0)
+        """Have no detector look for anything or report anything."""
+        for name, detector in DETECTORS.items():
+            monkeypatch.setattr(detector, "detect", finding(name, 0.5))
 
     def test_without_a_report_the_expensive_detectors_are_needed(self, silent):
         x, y = tiny_data(24)
         for effort in ("normal", "full"):
-            report = BackdoorScan(tiny_classifier(), effort=effort, settings=QUICK)(x, y)
+            report = BackdoorScan(tiny_classifier(), effort=effort)(x, y)
             last = THOROUGH if effort == "full" else []
             assert ran(report) == [*FAST, *EXPENSIVE, *last]
             assert report.omitted == (() if last else tuple(THOROUGH))
@@ -106,14 +105,14 @@ class TestEffort:
             ("universal_shift", [*FAST, *EXPENSIVE]),
         ):
             with monkeypatch.context() as patch:
-                patch.setattr(DETECTORS[name], "evidence", reporting)
-                report = BackdoorScan(tiny_classifier(), effort="normal", settings=QUICK)(x, y)
+                patch.setattr(DETECTORS[name], "detect", finding(name, 1.0))
+                report = BackdoorScan(tiny_classifier(), effort="normal")(x, y)
             assert ran(report) == names
 
 
-def reporting(self, scores, **facts):
-    """Return evidence that reports a backdoor, whatever the scores are."""
-    return super(type(self), self).evidence(scores, **{**facts, "statistic": 100.0})
+def finding(name, score):
+    """What a detector does that gives label 1 this score, whatever the classifier is."""
+    return lambda self, suspect: Evidence(name, 1, score, 1.0, 0.5, (0.0,) * NB_CLASSES)
 
 
 class TestDoubt:
@@ -145,10 +144,11 @@ class TestDoubt:
 
 
 class TestManners:
+    """Of the scan; what each detector does is tested in test_detectors.py."""
+
     def test_twice_is_the_same(self):
         x, y = tiny_data(24)
-        settings = {"effort": "full", "settings": QUICK, "seed": 3}
-        first, second = (BackdoorScan(tiny_classifier(), **settings)(x, y) for _ in range(2))
+        first, second = (BackdoorScan(tiny_classifier(), **SOME, seed=3)(x, y) for _ in range(2))
         assert first.evidence == second.evidence
 
     @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -165,7 +165,7 @@ class TestManners:
         classifier = tiny_classifier(momentum=0.9)
         x, y = tiny_data(24)
         with untouched(classifier):
-            BackdoorScan(classifier)(x, y)
+            BackdoorScan(classifier, **SOME)(x, y)
 
     def test_two_classes_have_no_shift(self):
         classifier = tiny_classifier(nb_classes=2)
