@@ -1,6 +1,8 @@
 """Settings of every test, and the fixtures that several files share."""
 
 import os
+import sys
+from textwrap import dedent
 
 import pytest
 import torch
@@ -28,6 +30,29 @@ def matrix_units(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
 
 
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a package: its code, and entry points into a registry, given as NAME = MODULE:OBJECT."""
+    packages = set()
+
+    def install(registry, package, code, *points):
+        # What pip would write: the module, and the package's metadata with its entry points.
+        (tmp_path / f"{package}.py").write_text(dedent(code))
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("\n".join([f"[{registry.group}]", *points, ""]))
+        monkeypatch.syspath_prepend(tmp_path)
+        # As in a new process, in which no other package was looked for.
+        monkeypatch.setattr(registry, "_own", dict(registry._own))
+        monkeypatch.setattr(registry, "_loaded", False)
+        packages.add(package)
+
+    yield install
+    for package in packages:
+        sys.modules.pop(package, None)
+
+
 @pytest.fixture(scope="session")
 def infected():
     """For reading only, which is checked when the session ends: clone the classifier to change it."""
@@ -41,7 +66,7 @@ def infected():
     with_history(model, optimizer, torch.from_numpy(data.x_train[:8]))
     classifier = build_classifier(model, input_shape=data.input_shape, nb_classes=10, optimizer=optimizer)
     recipe = Recipe(
-        nb_epochs=25,
+        nb_epochs=15,
         batch_size=64,
         learning_rate=0.1,
         schedule="one_cycle",

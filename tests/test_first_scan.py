@@ -2,11 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from art_aft.cli import main as cli
 
@@ -18,7 +18,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("first_scan")
     (place / "net.py").write_text(BLOCKS[0])
-    subprocess.run([sys.executable, "net.py"], cwd=place, check=True)
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.chdir(place)
+        runpy.run_path("net.py", run_name="__main__")
     return place
 
 

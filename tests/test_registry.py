@@ -1,11 +1,10 @@
 """Registries map names to what was registered, and find new files by themselves."""
 
-import subprocess
 import sys
-import textwrap
 
 import pytest
 
+from art_aft.defences import DEFENCES
 from art_aft.registry import Registry
 
 
@@ -107,31 +106,8 @@ def test_a_broken_file_is_not_passed_over(package):
         zoo.ZOO.discover(package.name, zoo.__path__)
 
 
-@pytest.fixture
-def installed(tmp_path):
-    """A folder that looks like an installed package with entry points: those given as lines of NAME = MODULE:OBJECT."""
-
-    def install(code, **groups):
-        (tmp_path / "other_package.py").write_text(textwrap.dedent(code))
-        facts = tmp_path / "other_package-1.0.dist-info"
-        facts.mkdir()
-        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
-        lines = [f"[art_aft.{group}]\n" + "\n".join(points) for group, points in groups.items()]
-        (facts / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        return tmp_path
-
-    return install
-
-
-def run(program, folder):
-    program = f"import sys; sys.path.insert(0, {str(folder)!r})\n" + textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return done.stdout.strip(), done.stderr
-
-
 def test_another_package_adds_a_defence_by_an_entry_point(installed):
-    folder = installed(
-        """
+    code = """
         from art_aft.defences.base import Defence
 
         class Nothing(Defence):
@@ -139,27 +115,22 @@ def test_another_package_adds_a_defence_by_an_entry_point(installed):
                 super().__init__(classifier, seed=seed)
 
             def _purify(self, classifier, images, run): ...
-        """,
-        defences=["nothing = other_package:Nothing"],
-    )
-    program = "from art_aft.defences import DEFENCES; print(DEFENCES['nothing'].params, 'aft' in DEFENCES)"
-    assert run(program, folder)[0] == "['seed'] True"
+        """
+    installed(DEFENCES, "other_package", code, "nothing = other_package:Nothing")
+    assert list(DEFENCES["nothing"].params) == ["seed"]
+    assert "aft" in DEFENCES
 
 
-def test_a_package_that_cannot_be_loaded_is_logged_and_left_out(installed):
-    folder = installed("raise RuntimeError('broken on purpose')", defences=["broken = other_package:Nothing"])
-    program = """
-        import logging
-        logging.basicConfig()
-        from art_aft.defences import DEFENCES
-        print(sorted(DEFENCES)[:2])
-    """
-    printed, logged = run(program, folder)
-    assert printed == "['aft', 'aft_no_clean_data']"
-    assert "defence 'broken' of other_package:Nothing cannot be loaded: broken on purpose" in logged
+def test_a_package_that_cannot_be_loaded_is_logged_and_left_out(installed, caplog):
+    before = set(DEFENCES)
+    failing = "raise RuntimeError('broken on purpose')"
+    installed(DEFENCES, "other_package", failing, "broken = other_package:Nothing")
+    assert set(DEFENCES) == before
+    assert "defence 'broken' of other_package:Nothing cannot be loaded: broken on purpose" in caplog.text
 
 
-def test_a_taken_name_stays_with_its_owner(installed):
-    folder = installed("Other = object", defences=["aft = other_package:Other"])
-    program = "from art_aft.defences import DEFENCES; print(DEFENCES['aft'].__name__)"
-    assert run(program, folder)[0] == "AdversarialFineTuning"
+def test_a_taken_name_stays_with_its_owner(installed, caplog):
+    owner = DEFENCES["aft"]
+    installed(DEFENCES, "other_package", "Other = object", "aft = other_package:Other")
+    assert DEFENCES["aft"] is owner
+    assert "'aft' is registered already" in caplog.text

@@ -368,13 +368,13 @@ class TestNoTrace:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_bfloat16_succeeds_as_often_as_float32(norm, infected):
-    x, y = infected.x_test[:300], infected.y_test[:300]
-    rates = {"float32": [], "bfloat16": []}
-    for share in (0.5, 0.75, 1.0):
-        eps = share * {np.inf: 0.06, 2: 0.55}[norm]
-        for precision, found in rates.items():
-            examples = attack(infected.classifier, norm, eps=eps, precision=precision).generate(x, y)
-            found.append(np.mean(infected.classifier.predict(examples).argmax(axis=1) != y))
-    # With one of the bounds the attack succeeds on some images and fails on others.
-    assert any(0.2 < rate < 0.9 for rate in rates["float32"])
+    x, y = infected.x_test[:100], infected.y_test[:100]
+    rates = {}
+    for precision in ("float32", "bfloat16"):
+        # A bound at which the attack succeeds on some images and fails on others.
+        examples = attack(infected.classifier, norm, eps={np.inf: 0.075, 2: 0.7}[norm], precision=precision).generate(
+            x, y
+        )
+        rates[precision] = np.mean(infected.classifier.predict(examples).argmax(axis=1) != y)
+    assert 0.2 < rates["float32"] < 0.9
     assert rates["bfloat16"] == pytest.approx(rates["float32"], abs=0.04)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import TinyNet
 
+import art_aft.__main__ as program
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.cli import main as cli
@@ -262,34 +263,63 @@ def test_what_controls_the_terminal_is_escaped():
     assert printable("grün\n\x1b[31m\u202e\r\x07") == "grün\n\\x1b[31m\\u202e\\r\\x07"
 
 
-def scan_beside_broken_art(failure, folder, *words):
-    """Run `art-aft scan` where importing ART runs a line of code."""
-    (folder / "art").mkdir()
-    (folder / "art" / "__init__.py").write_text(failure + "\n")
-    path = os.pathsep.join([str(folder), str(ROOT)])
-    command = [sys.executable, "-m", "art_aft", "scan", "m", "--data", "d", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": path})
+LIBRARIES = [
+    ("raise ModuleNotFoundError('No module named art')", "ModuleNotFoundError: No module named art"),
+    ("raise RuntimeError('one\\n  two\x1b[2J')", "RuntimeError: one two\\x1b[2J"),
+    ("raise SystemExit(1)", "SystemExit: 1"),
+]
 
 
-@pytest.mark.parametrize(
-    ("failure", "told"),
-    [
-        ("raise ModuleNotFoundError('No module named art')", "ModuleNotFoundError: No module named art"),
-        ("raise RuntimeError('one\\n  two\x1b[2J')", "RuntimeError: one two\\x1b[2J"),
-        ("raise SystemExit(1)", "SystemExit: 1"),
-    ],
-)
+class Broken:
+    """An importer under which loading the commands runs a line of code."""
+
+    def __init__(self, failure):
+        self.failure = failure
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "art_aft.cli.main":
+            exec(self.failure)
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Run `art-aft scan` as a new process does, where loading the commands runs a line of code."""
+
+    def load(failure, *words):
+        monkeypatch.delitem(sys.modules, "art_aft.cli.main")
+        monkeypatch.setattr(sys, "meta_path", [Broken(failure), *sys.meta_path])
+        monkeypatch.setattr(sys, "argv", ["art-aft", "scan", "m", "--data", "d", *words])
+        return program.main()
+
+    return load
+
+
+@pytest.mark.parametrize(("failure", "told"), LIBRARIES)
 @pytest.mark.parametrize("shown", [False, True])
-def test_a_library_that_cannot_be_loaded_is_no_verdict(failure, told, shown, tmp_path):
-    """A broken ART fails while `art-aft` is loaded. The status 1 of an uncaught error would mean "infected"."""
-    done = scan_beside_broken_art(failure, tmp_path, *["--traceback"] * shown)
-    assert (done.returncode, done.stdout) == (3, "")
+def test_a_library_that_cannot_be_loaded_is_no_verdict(failure, told, shown, load, capsys):
+    """The status 1 of an uncaught error would mean "infected"."""
+    assert load(failure, *["--traceback"] * shown) == 3
+    printed = capsys.readouterr()
     hint = "" if shown else " (--traceback shows where)"
-    assert done.stderr.endswith(f"art-aft: unforeseen error: art-aft cannot be loaded: {told}{hint}\n")
-    assert ("Traceback" in done.stderr) is shown
-    assert shown or done.stderr.count("\n") == 1
+    assert printed.out == ""
+    assert printed.err.endswith(f"art-aft: unforeseen error: art-aft cannot be loaded: {told}{hint}\n")
+    assert ("Traceback" in printed.err) is shown
+    assert shown or printed.err.count("\n") == 1
 
 
-def test_ctrl_c_while_loading_is_a_line_too(tmp_path):
-    done = scan_beside_broken_art("raise KeyboardInterrupt", tmp_path)
-    assert (done.returncode, done.stderr) == (130, "art-aft: interrupted\n")
+def test_ctrl_c_while_loading_is_a_line_too(load, capsys):
+    assert load("raise KeyboardInterrupt") == 130
+    assert capsys.readouterr() == ("", "art-aft: interrupted\n")
+
+
+def test_the_process_ends_with_the_code_where_art_is_broken(tmp_path):
+    """Once for all: nothing loads ART before `art-aft` can tell of it."""
+    failure, told = LIBRARIES[1]
+    (tmp_path / "art").mkdir()
+    (tmp_path / "art" / "__init__.py").write_text(failure + "\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-m", "art_aft", "scan", "m", "--data", "d"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    message = f"art-aft: unforeseen error: art-aft cannot be loaded: {told} (--traceback shows where)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", message)

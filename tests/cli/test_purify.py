@@ -18,7 +18,16 @@ from art_aft.cli import main as cli
 from art_aft.defences import FineTuning
 
 UNIVERSAL = ["--defence", "universal_aft", "--preset", "distilled", "--no-horizontal-flip"]
-UNIVERSAL += ["--set", "eps=0.6", "batch_size=32", "learning_rate=0.02", "padding=0", "temperature=0", "nb_epochs=10"]
+UNIVERSAL += [
+    "--set",
+    "eps=1",
+    "batch_size=32",
+    "learning_rate=0.05",
+    "padding=0",
+    "temperature=0",
+    "nb_epochs=20",
+    "max_iter=4",
+]
 
 
 def to_zip(path, x, y):
@@ -42,20 +51,15 @@ def purify(model, data, output, *arguments):
     return cli.main(["purify", str(model), "--data", str(data), "--output", str(output), "--quiet", *arguments])
 
 
-@pytest.mark.parametrize("kind", ["npz", "zip"])
-def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, kind):
-    data = tmp_path / f"clean.{kind}"
-    if kind == "npz":
-        np.savez(data, x=infected.x, y=infected.y)
-    else:
-        to_zip(data, infected.x, infected.y)
+def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
     before = (model.with_name(model.name + ".safetensors")).read_bytes()
-    assert purify(model, data, tmp_path / "out" / "clean", *UNIVERSAL) == 0
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out" / "clean", *UNIVERSAL) == 0
     assert "written" in capsys.readouterr().out
     assert (model.with_name(model.name + ".safetensors")).read_bytes() == before
     stored = storage.load(tmp_path / "out" / "clean")
     scores = infected.scores(stored.classifier)
-    assert scores.asr < 0.25  # of 1; 10 epochs of so few images leave 0 to 10 %, as the processor rounds
+    assert scores.asr < 0.25
     assert scores.acc > 0.9
     assert stored.trigger is None
     report = json.loads((tmp_path / "out" / "clean.report.json").read_text())
@@ -63,18 +67,31 @@ def test_a_stored_model_loses_its_backdoor(infected, model, tmp_path, capsys, ki
     assert (report["n_images"], report["n_held_out"]) == (108, 12)
     assert report["preset"] == "distilled"
     assert report["settings"]["sparse_share"] == 0  # the preset's
-    assert report["settings"]["learning_rate"] == 0.02
+    assert report["settings"]["learning_rate"] == 0.05
     order = np.random.default_rng(0).permutation(120)[:12]
-    if kind == "npz":
-        right = predict_labels(stored.classifier, infected.x[order]) == infected.y[order]
-        assert report["after"]["held_out_accuracy"] == pytest.approx(right.mean())
+    right = predict_labels(stored.classifier, infected.x[order]) == infected.y[order]
+    assert report["after"]["held_out_accuracy"] == pytest.approx(right.mean())
     for state in (report["before"], report["after"]):
         assert len(state["adversarial_labels"]) == 10
         assert sum(state["adversarial_labels"]) == pytest.approx(1) or state["adversarial_success"] == 0
     assert (tmp_path / "out" / "clean.png").read_bytes().startswith(b"\x89PNG")
 
 
-QUICK_SEARCH = "candidates=[{'eps': 'auto', 'max_iter': 3, 'learning_rate': 0.05}]"
+def test_a_zip_of_class_folders_is_as_good_as_arrays(infected, model, tmp_path):
+    to_zip(tmp_path / "clean.zip", infected.x, infected.y)
+    # In the order of the zip, and as 8 bits hold the pixels.
+    order = np.argsort(infected.y, kind="stable")
+    np.savez(tmp_path / "clean.npz", x=np.rint(255 * infected.x[order]).astype(np.uint8), y=infected.y[order])
+    for kind in ("zip", "npz"):
+        assert purify(model, tmp_path / f"clean.{kind}", tmp_path / kind, *QUICK) == 0
+    packed, arrays = (storage.load(tmp_path / kind) for kind in ("zip", "npz"))
+    assert same_weights(packed.classifier, arrays.classifier)
+    assert not same_weights(packed.classifier, infected.classifier)
+    assert packed.facts["n_images"] == 108
+    assert packed.facts["before"]["held_out_accuracy"] > 0.9
+
+
+QUICK_SEARCH = "candidates=[{'eps': 0.6, 'max_iter': 3, 'learning_rate': 0.05}]"
 
 
 def test_settings_are_found_by_default(infected, model, tmp_path):
@@ -90,7 +107,7 @@ def test_settings_are_found_by_default(infected, model, tmp_path):
 
 
 def test_the_output_tells_if_no_setting_kept_the_accuracy(infected, model, tmp_path, capsys):
-    np.savez(tmp_path / "digits.npz", x=infected.x, y=infected.y)
+    np.savez(tmp_path / "digits.npz", x=infected.x[:60], y=infected.y[:60])
     ruin = "candidates=[{'eps': 1.0, 'max_iter': 2, 'learning_rate': 5.0, 'label_epochs': 1}]"
     arguments = ["--max-accuracy-drop", "0", "--set", ruin, "min_steps=2"]
     purify(model, tmp_path / "digits.npz", tmp_path / "out", *arguments)

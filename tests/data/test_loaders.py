@@ -1,5 +1,6 @@
 """Loaders give what arrays give, in memory that does not grow with the number of images."""
 
+import gc
 import tempfile
 
 import numpy as np
@@ -131,6 +132,7 @@ class TestDefences:
         defence = AdversarialFineTuning(classifier, attack, **settings)
         images = DataLoader(ArrayLike(count), batch_size=500)
         defence(DataLoader(ArrayLike(1000), batch_size=500))
+        gc.collect()  # else what is freed meanwhile hides what is taken
         with PeakMemory(classifier.device) as of_loader:
             defence(images)
         x = np.zeros((count, *SHAPE), dtype=np.float32)

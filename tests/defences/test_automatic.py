@@ -263,15 +263,15 @@ def test_what_is_held_out_trains_nothing(victim, data, monkeypatch):
 
 
 def test_a_backdoor_goes_with_the_default_candidates(infected):
-    candidates = [{**settings, "max_iter": 5} for settings in automatic.CANDIDATES]  # the search takes most of the time
-    own = {"horizontal_flip": False, "padding": 1, "min_steps": 100}
+    candidates = [{**settings, "max_iter": 2} for settings in automatic.CANDIDATES]  # the search takes most of the time
+    own = {"horizontal_flip": False, "padding": 1, "batch_size": 32, "min_steps": 60}
     defence = AutomaticFineTuning(infected.classifier, candidates=candidates, **own)
     purified = defence(infected.x, y=infected.y)
     scores = infected.scores(purified)
     assert scores.asr < 0.1
     assert scores.acc > infected.scores(infected.classifier).acc - 0.03
     assert defence.report.accepted
-    assert defence.report.chosen["nb_epochs"] == 50  # of two steps
+    assert defence.report.chosen["nb_epochs"] == 20  # of three steps
 
 
 @pytest.mark.parametrize(

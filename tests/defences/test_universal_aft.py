@@ -315,12 +315,14 @@ def test_the_distilled_preset_is_dense_and_without_focus(infected):
     defence = UniversalAdversarialFineTuning(
         infected.classifier,
         **DISTILLED,
-        eps="auto",
-        max_iter=5,
+        eps=1.0,
+        max_iter=4,
+        batch_size=32,
+        learning_rate=0.05,
         padding=1,
         horizontal_flip=False,
-        nb_epochs=30,
-        label_epochs=30,
+        nb_epochs=20,
+        label_epochs=15,
     )
     before = weights(infected.classifier)
     scores = infected.scores(defence(infected.x, y=infected.y))

@@ -1,9 +1,6 @@
 """What every registered detector must do, and what single ones find where the answer is known."""
 
-import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +29,7 @@ def suspect(nb_classes=4, **settings):
 
 @pytest.mark.parametrize("name", sorted(DETECTORS))
 class TestContract:
-    @pytest.mark.parametrize("nb_classes", [2, 3, 4])
+    @pytest.mark.parametrize("nb_classes", [2, 3])
     def test_evidence_has_a_score_for_each_label_and_a_p_value(self, name, nb_classes):
         evidence = DETECTORS[name]().detect(suspect(nb_classes))
         if evidence is None:
@@ -48,14 +45,11 @@ class TestContract:
         assert evidence.score == pytest.approx(evidence.statistic / evidence.threshold)
         assert all(type(score) is float for score in evidence.scores)
 
-    def test_the_classifier_and_the_global_generators_stay_as_they_were(self, name):
-        given = suspect()
+    def test_the_same_seed_gives_the_same_evidence_and_leaves_classifier_and_generators_as_they_were(self, name):
+        given = suspect(seed=3)
         with untouched(given.classifier):
-            DETECTORS[name]().detect(given)
-
-    def test_the_same_seed_gives_the_same_evidence(self, name):
-        first, second = (DETECTORS[name]().detect(suspect(seed=3)) for _ in range(2))
-        assert first == second
+            first = DETECTORS[name]().detect(given)
+        assert first == DETECTORS[name]().detect(suspect(seed=3))
 
     def test_it_is_a_file_of_its_own_that_states_its_null_and_its_threshold(self, name):
         detector = DETECTORS[name]
@@ -244,34 +238,13 @@ class TestReversedTrigger:
         assert found.statistic == pytest.approx(1 - 3 / 8)
 
 
-SCRIPT = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from helpers import tiny_classifier, tiny_data
-from art_aft.detection import BackdoorScan
-report = BackdoorScan(tiny_classifier(), effort="fast")(*tiny_data(24))
-print(json.dumps([[each.detector, each.scores] for each in report.evidence]))
-"""
-
-
 class TestOtherPackages:
-    def test_a_detector_of_an_installed_package_takes_part_in_the_scan(self, tmp_path):
+    def test_a_detector_of_an_installed_package_takes_part_in_the_scan(self, installed):
         example = Path(__file__).with_name("noise_labels.py").read_text()
         assert len(example.splitlines()) < 40
-        (tmp_path / "noise_labels.py").write_text(example)
-        metadata = tmp_path / "noise_labels-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: noise-labels\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text("[art_aft.detectors]\nnoise_labels = noise_labels:NoiseLabels\n")
-        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1])],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found = dict(json.loads(done.stdout))
+        installed(DETECTORS, "noise_labels", example, "noise_labels = noise_labels:NoiseLabels")
+        report = BackdoorScan(tiny_classifier(), effort="fast")(*tiny_data(24))
+        found = {each.detector: each.scores for each in report.evidence}
         names = list(found)
         assert names.index("latent_shift") < names.index("noise_labels") < names.index("agreement")
         assert sum(found["noise_labels"]) == pytest.approx(1)

@@ -338,6 +338,7 @@ TIMES = {"seconds": 0, "search_seconds": 0, "peak_memory": 0}
 
 def test_the_example_compares_all_five(tmp_path, monkeypatch, capsys):
     output = tmp_path / "rows.json"
+    monkeypatch.setitem(RECIPES, "digits", replace(RECIPES["digits"], nb_epochs=1))
     monkeypatch.setattr(sys, "argv", ["compare_defences.py", "--smoke", "--output", str(output)])
     runpy.run_path(str(EXAMPLES / "compare_defences.py"))
     names = ["none", "aft", "fine_pruning", "fine_tuning", "nad", "neural_cleanse"]

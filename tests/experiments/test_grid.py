@@ -22,7 +22,7 @@ from art_aft.training.recipes import RECIPES
 
 BLEND = VictimSettings(attack="blend", recipe=replace(RECIPES["digits"], nb_epochs=3))
 TUNING = {"nb_epochs": 1, "batch_size": 32, "padding": 0, "precision": "float32"}
-QUICK = {**TUNING, "clean_epochs": 1, "attack": {"max_iter": 2}}
+QUICK = {**TUNING, "clean_epochs": 1, "attack": {"max_iter": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def add_task():
 
 def quick_aft(victim, **settings):
     """The defence that QUICK describes, made by hand."""
-    attack = TorchAttacksPGD(victim.classifier, max_iter=2, precision="float32")
+    attack = TorchAttacksPGD(victim.classifier, max_iter=1, precision="float32")
     return AdversarialFineTuning(victim.classifier, attack, clean_epochs=1, horizontal_flip=False, **TUNING, **settings)
 
 

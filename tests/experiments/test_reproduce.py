@@ -31,6 +31,11 @@ def tiny():
         **smoke.quick,
         "aft": {**smoke.quick["aft"], "clean_epochs": 1},
         "aft_no_clean_data": {**smoke.quick["aft_no_clean_data"], "max_steps": 2},
+        "progressive_erasing": {
+            **smoke.quick["progressive_erasing"],
+            "settings": {"eps": 1.0, "max_iter": 1, "nb_epochs": 1, "label_epochs": 1},
+            "max_images": 60,
+        },
     }
     return replace(smoke, recipes=recipes, quick=quick, n_images=40)
 
