@@ -145,9 +145,11 @@ class TestPatch:
         self, monkeypatch, small, large, statistic, label, details
     ):
         def find(classifier, images, side, **settings):
-            success = np.array(small if side == round(12 / 8) else large)
+            success = np.array(small if side == 2 else large)
             return Patches(success, np.full((4, 2), (3, 4)), np.zeros((4, 3, side, side)))
 
+        sides = {universal_patch.SMALL: 2, universal_patch.LARGE: 3}
+        monkeypatch.setattr(universal_patch, "patch_side", lambda classifier, share: sides[share])
         monkeypatch.setattr(universal_patch, "find_patches", find)
         found = DETECTORS["universal_patch"]().detect(suspect())
         assert (found.label, found.details) == (label, details)

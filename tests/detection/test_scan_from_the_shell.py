@@ -74,7 +74,8 @@ def test_an_infected_model_is_status_1_and_the_report_says_why(infected, data, t
     assert report["n_images"] == 60
     assert report["evidence"][0]["detector"] == "last_layer"
     assert report["evidence"][-1]["detector"] == "agreement"
-    assert report["score"] == report["evidence"][-1]["score"] >= 1
+    alone = [each for each in report["evidence"] if not each["label_p_values"] or each["detector"] == "agreement"]
+    assert report["score"] == max(each["score"] for each in alone) >= 1
     assert (tmp_path / "out" / "scan.png").read_bytes().startswith(b"\x89PNG")
 
 
