@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 import torch
 from helpers import TinyNet
 
-import art_aft.__main__ as program
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.cli import main as cli
@@ -286,6 +286,8 @@ def load(monkeypatch):
     """Run `art-aft scan` as a new process does, where loading the commands runs a line of code."""
 
     def load(failure, *words):
+        program = import_module("art_aft.__main__")
+        del sys.modules["art_aft.__main__"]  # so that other tests can run it as a program
         monkeypatch.delitem(sys.modules, "art_aft.cli.main")
         monkeypatch.setattr(sys, "meta_path", [Broken(failure), *sys.meta_path])
         monkeypatch.setattr(sys, "argv", ["art-aft", "scan", "m", "--data", "d", *words])

@@ -24,6 +24,7 @@ from art_aft.cli import main as cli
 from art_aft.defences import AdversarialFineTuning
 from art_aft.defences.base import Defence
 from art_aft.defences.neural_cleanse import Detection
+from art_aft.experiments import compare as comparison
 from art_aft.experiments import measurements
 from art_aft.experiments.compare import compare
 from art_aft.experiments.pictures import trigger_picture
@@ -339,6 +340,8 @@ TIMES = {"seconds": 0, "search_seconds": 0, "peak_memory": 0}
 def test_the_example_compares_all_five(tmp_path, monkeypatch, capsys):
     output = tmp_path / "rows.json"
     monkeypatch.setitem(RECIPES, "digits", replace(RECIPES["digits"], nb_epochs=1))
+    # One learning rate of the three, which is then not searched for.
+    monkeypatch.setattr(comparison, "compare", lambda *given, learning_rates: compare(*given, learning_rates=(0.02,)))
     monkeypatch.setattr(sys, "argv", ["compare_defences.py", "--smoke", "--output", str(output)])
     runpy.run_path(str(EXAMPLES / "compare_defences.py"))
     names = ["none", "aft", "fine_pruning", "fine_tuning", "nad", "neural_cleanse"]
