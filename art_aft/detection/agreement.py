@@ -33,7 +33,7 @@ ALONE, CONFIRMED = 6.0, 1.5
 # The statistic from which a label that nothing confirms leaves a doubt: 3 of 40 clean digit models have as much.
 _STANDS_OUT = 2.0
 
-# The sum of other detectors' scores from which they confirm a label. A warp alone has 0.64 on a clean digit model.
+# The sum of other detectors' scores from which they confirm a label. One score of 0.64 was seen on a clean digit model.
 _CONFIRMS = 1.0
 
 
