@@ -216,7 +216,7 @@ def test_the_backdoor_goes_without_clean_data(infected):
     planted = poison(data.x_train[rest], data.y_train[rest], BadNets(), AllToOne(0), rate=0.1, seed=0)
     assert infected.scores(infected.classifier).asr > 0.98
     settings = {"nb_epochs": 3, "max_iter": 4, "eps": 1.0, "learning_rate": 0.05}
-    own = {"n_folds": 3, "fold_steps": 20, "min_steps": 40, "batch_size": 32, "horizontal_flip": False, "padding": 1}
+    own = {"n_folds": 3, "fold_steps": 20, "min_steps": 80, "batch_size": 32, "horizontal_flip": False, "padding": 1}
     defence = ProgressiveErasing(infected.classifier, settings=settings, **own)
     scores = infected.scores(defence(planted.x, y=planted.y))
     assert [stage.name for stage in defence.report.stages[-2:]] == ["Round 1", "Round 2"]
