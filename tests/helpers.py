@@ -364,3 +364,15 @@ class Infected:
 
     def scores(self, classifier: PyTorchClassifier) -> Scores:
         return evaluate(classifier, self.x_test, self.y_test, BadNets(), AllToOne(0))
+
+
+def few(infected):
+    """Half of the clean images: enough for ten classes."""
+    return infected.x[:60], infected.y[:60]
+
+
+def recognised(infected):
+    """Those of them that the classifier gets right, which alone are looked at."""
+    x, y = few(infected)
+    right = infected.classifier.predict(x).argmax(axis=1) == y
+    return x[right], y[right]

@@ -7,7 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import ENCODINGS, NB_CLASSES, SHAPE, TinyNet, encoded, tiny_classifier, tiny_data, untouched
+from helpers import (
+    ENCODINGS,
+    NB_CLASSES,
+    SHAPE,
+    TinyNet,
+    encoded,
+    few,
+    recognised,
+    tiny_classifier,
+    tiny_data,
+    untouched,
+)
 
 from art_aft import BackdoorScan, checks
 from art_aft.adversarial.inversion import InversionRecipe
@@ -39,18 +50,6 @@ def by_detector(report):
 def ran(report):
     """The names of this package's detectors that ran, in their order."""
     return [name for name in by_detector(report) if name in (*FAST, *EXPENSIVE, *THOROUGH)]
-
-
-def few(infected):
-    """Half of the clean images: enough for ten classes."""
-    return infected.x[:60], infected.y[:60]
-
-
-def recognised(infected):
-    """Those of them that the classifier gets right, which alone are looked at."""
-    x, y = few(infected)
-    right = infected.classifier.predict(x).argmax(axis=1) == y
-    return x[right], y[right]
 
 
 class TestEffort:

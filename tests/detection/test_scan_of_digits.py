@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import few, recognised
 
 from art_aft import BackdoorScan
 from art_aft.adversarial.norms import default_eps
@@ -19,18 +20,6 @@ SMALL = {"model": "vgg-8", "recipe": replace(RECIPES["digits"], nb_epochs=15)}
 
 def by_detector(report):
     return {evidence.detector: evidence for evidence in report.evidence}
-
-
-def few(infected):
-    """Half of the clean images: enough for ten classes."""
-    return infected.x[:60], infected.y[:60]
-
-
-def recognised(infected):
-    """Those of them that the classifier gets right, which alone are looked at."""
-    x, y = few(infected)
-    right = infected.classifier.predict(x).argmax(axis=1) == y
-    return x[right], y[right]
 
 
 @pytest.fixture(scope="module")
