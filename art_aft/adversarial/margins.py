@@ -213,7 +213,11 @@ class _Search:
 
 
 def as_logits(outputs: torch.Tensor) -> torch.Tensor:
-    """Return logits: the outputs, or their logarithms where they are probabilities."""
+    """
+    Return logits: the outputs, or their logarithms where they are probabilities.
+
+    :param outputs: What a model returns, of shape (N, nb_classes).
+    """
     with torch.no_grad():
         probabilities = bool((outputs >= 0).all()) and bool(((outputs.sum(dim=1) - 1).abs() < 1e-2).all())
     return outputs.clamp(min=1e-30).log() if probabilities else outputs

@@ -96,13 +96,16 @@ def find_patches(
     most easily. The places that get furthest are left to a search for each label, and the best few of them to a longer
     one. Of more than ten labels only the ten that the first look favours get these searches.
 
+    | Paper link: https://arxiv.org/abs/1712.09665 (patches on clean classifiers; trying out places is not from there)
+
     :param classifier: The classifier; it stays as it is.
-    :param images: Clean images.
+    :param images: Checked images with labels.
     :param side: The side of the patch, in pixels.
     :param precision: "auto", "float32" or "bfloat16".
     :param seed: The seed of starts and order.
     :param verbose: Whether to show a progress bar.
     :raises ValueError: If the patch is larger than an image, or `precision` is unknown.
+    :raises TypeError: If `side` is not an integer.
     """
     clip_values = check_classifier("classifier", classifier)
     shape = classifier.input_shape

@@ -24,6 +24,7 @@ from art_aft.defences.aft_no_clean_data import seen_in
 from art_aft.defences.base import Defence, Run, register
 from art_aft.defences.report import PurificationReport
 from art_aft.detection.suspicion import suspected_label
+from art_aft.detection.universal_patch import LARGE
 from art_aft.runtime.callbacks import Callback
 from art_aft.runtime.random_state import seed_for
 from art_aft.training.distillation import DistillationLoss, agreeing
@@ -32,9 +33,6 @@ from art_aft.training.perturbed_batches import Directions, PerturbedBatches
 
 #: The same with dense perturbations alone, towards all labels alike.
 DISTILLED: Mapping[str, Any] = {"sparse_share": 0.0, "focus": 0.0}
-
-#: The side of patches, as a share of the image's shorter side.
-PATCH = 3 / 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +216,7 @@ class UniversalAdversarialFineTuning(Defence):
             sparse = towards_labels(classifier, images, norm=0, max_iter=self.max_iter or 30, **settings)
             found = replace(found, sparse=sparse)
         if self.sparse_share and found.patches is None:
-            patches = find_patches(classifier, images, patch_side(classifier, PATCH), **settings)
+            patches = find_patches(classifier, images, patch_side(classifier, LARGE), **settings)
             shape, first = classifier.input_shape, classifier.channels_first
             added = patches.as_perturbations(shape, images.clip_values, channels_first=first)
             found = replace(found, patches=added)

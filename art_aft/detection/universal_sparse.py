@@ -8,8 +8,8 @@ number grows until the perturbation towards an ordinary label, the median one, w
 | Score of a label l: its targeted success rate, the share of images x of other labels that x + r_l leads to l.
 | Statistic: the greatest score minus the second, at the number of pixels where that is largest.
 | Null distribution: as for `universal`, and uncalibrated like there. The threshold on the statistic decides.
-| Threshold: 0.5, that of `universal`; it was not fitted. Four clean digits models of the zoo's choosing half (WRN, VGG,
-  CNN, vision transformer) reach 0.44 of it at most.
+| Threshold: 0.5, that of `universal`; it was not fitted. docs/detectors/universal_sparse.md has what clean models
+  reach.
 | Fails: on triggers of many pixels; on all-to-all backdoors, which are for `universal_sparse_shift`; on a classifier
   that any few pixels mislead, as a vision transformer of the zoo.
 | Paper link: https://arxiv.org/abs/2202.06312 (Section V; the limited number of pixels is this package's)

@@ -8,8 +8,8 @@ moves all labels on with few pixels.
   labels.
 | Statistic: the greatest score minus the second, at the number of pixels where that is largest.
 | Null distribution: as for `universal_shift`, and uncalibrated like there. The threshold on the statistic decides.
-| Threshold: 0.25, that of `universal_shift`; it was not fitted. Four clean digits models of the zoo's choosing half
-  reach 0.20 of it at most.
+| Threshold: 0.25, that of `universal_shift`; it was not fitted. docs/detectors/universal_sparse_shift.md has
+  what clean models reach.
 | Fails: on all-to-one backdoors, and on triggers of many pixels. It looks for fixed shifts only. With two labels it
   cannot be applied: the only shift changes every label.
 | Paper link: https://arxiv.org/abs/2202.06312 (Section V; the limited number of pixels is this package's)
