@@ -33,6 +33,8 @@ class Evidence:
     :param label_p_values: The same for each label by itself, as if it had been chosen before looking at the scores;
         empty where the detector's null distribution was not checked on clean classifiers. See `agreement`.
     :param supports: Whether it only supports the evidence of others; see `Detector.supports`.
+    :param ambiguous: Whether other labels follow so closely that another detector may know the label better. A report
+        then does not end a scan, and its label comes after theirs.
     """
 
     detector: str
@@ -45,11 +47,17 @@ class Evidence:
     shift: bool = False
     label_p_values: tuple[float, ...] = ()
     supports: bool = False
+    ambiguous: bool = False
 
     @property
     def score(self) -> float:
         """The statistic in units of the threshold: 1 and more report a backdoor."""
         return self.statistic / self.threshold
+
+    @property
+    def names_its_label(self) -> bool:
+        """Whether it reports a backdoor and leaves no doubt about the label."""
+        return self.score >= 1 and not self.ambiguous
 
 
 @dataclass(eq=False)
@@ -130,12 +138,13 @@ class Detector(abc.ABC):
         details: str = "",
         shift: bool = False,
         label_p_values: Sequence[float] | np.ndarray = (),
+        ambiguous: bool = False,
     ) -> Evidence:
         """Return `Evidence` under the detector's own name and threshold; the parameters are those of `Evidence`."""
         values = tuple(np.asarray(scores, dtype=float).tolist())
         each = tuple(np.asarray(label_p_values, dtype=float).tolist())
         return Evidence(
-            self.name, label, statistic, self.threshold, p_value, values, details, shift, each, self.supports
+            self.name, label, statistic, self.threshold, p_value, values, details, shift, each, self.supports, ambiguous
         )
 
 

@@ -192,7 +192,7 @@ class BackdoorScan:
     def _asks_for(self, cost: int, found: Sequence[Evidence]) -> bool:
         """Return whether detectors of a cost run, after those that found this."""
         if self.detectors is None and self.effort == "normal":
-            return cost < THOROUGH and not any(each.score >= 1 for each in self._deciding(found))
+            return cost < THOROUGH and not any(each.names_its_label for each in self._deciding(found))
         return self.detectors is not None or self.effort == "full" or cost < EXPENSIVE
 
     def _deciding(self, found: Sequence[Evidence]) -> list[Evidence]:
@@ -201,12 +201,12 @@ class BackdoorScan:
 
     def _accused(self, evidence: Sequence[Evidence]) -> tuple[str, tuple[int, ...]]:
         """Return the kind of the backdoor, and the suspected target labels."""
-        strongest = max(evidence, key=lambda each: each.score)
+        reporting = sorted((e for e in evidence if e.score >= 1), key=lambda each: (each.ambiguous, -each.score))
+        strongest = reporting[0]
         nb_classes = self.classifier.nb_classes
         if strongest.shift:
             return "all-to-all", tuple((label + strongest.label) % nb_classes for label in range(nb_classes))
-        reporting = sorted((e for e in evidence if not e.shift and e.score >= 1), key=lambda each: -each.score)
-        return "all-to-one", tuple(dict.fromkeys(each.label for each in reporting))
+        return "all-to-one", tuple(dict.fromkeys(each.label for each in reporting if not each.shift))
 
     def _false_alarm_rate(self, score: float) -> float | None:
         """Return the share of clean classifiers, this one counted as one of them, that score as high or higher."""

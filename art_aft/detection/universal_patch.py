@@ -7,7 +7,8 @@ label. For each label l, the detector tries out places, and searches the pixels 
 | Score of a label l: its targeted success rate, the share of images of other labels that its patch leads to l.
 | Statistic: the greatest score minus the second, at the side of the patch where that is largest. With the smaller patch
   the second counts as 0.5 at most. A classifier that has learned to obey one patch may obey others, towards any label,
-  as infected vision transformers do.
+  as infected vision transformers do. Where the second has more than 0.5, the label is uncertain, and so the evidence is
+  marked as ambiguous.
 | Null distribution: as for `universal`, and uncalibrated like there. The threshold on the statistic decides.
 | Threshold: 0.3; see docs/detectors/universal_patch.md for the models that it was chosen on.
 | Fails: on triggers over the whole image; on all-to-all backdoors; where patches of that size mislead clean
@@ -41,7 +42,7 @@ class UniversalPatch(Detector):
         """Return how far one label's patch is more successful than any other's."""
         small, large = (patch_side(suspect.classifier, share) for share in (SMALL, LARGE))
         found = [self._look(suspect, small, ORDINARY)]
-        if large > small and not (suspect.stop_early and found[0].score >= 1):
+        if large > small and not (suspect.stop_early and found[0].names_its_label):
             found.append(self._look(suspect, large, 1.0))
         return greatest(found)
 
@@ -64,4 +65,5 @@ class UniversalPatch(Detector):
             statistic=float(first - min(second, ordinary)),
             p_value=grubbs_p_value(patches.success),
             details=f"{side}x{side} pixels at row {row}, column {column}",
+            ambiguous=bool(second > ordinary),
         )

@@ -133,16 +133,16 @@ class TestHypotheses:
 
 class TestPatch:
     @pytest.mark.parametrize(
-        ("small", "large", "statistic", "label", "details"),
+        ("small", "large", "statistic", "label", "side", "ambiguous"),
         [
-            ((0.1, 0.2, 0.0, 0.1), (0.3, 0.9, 0.4, 0.2), 0.5, 1, "3x3 pixels at row 3, column 4"),
+            ((0.1, 0.2, 0.0, 0.1), (0.3, 0.9, 0.4, 0.2), 0.5, 1, 3, False),
             # Where most images follow the smaller patch, others may, too; that more follow the larger one says less.
-            ((0.7, 0.1, 0.9, 0.1), (1.0, 0.9, 1.0, 0.2), 0.4, 2, "2x2 pixels at row 3, column 4"),
-            ((0.4, 0.1, 0.6, 0.1), (1.0, 0.9, 0.4, 0.2), 0.2, 2, "2x2 pixels at row 3, column 4"),
+            ((0.7, 0.1, 0.9, 0.1), (1.0, 0.9, 1.0, 0.2), 0.4, 2, 2, True),
+            ((0.4, 0.1, 0.6, 0.1), (1.0, 0.9, 0.4, 0.2), 0.2, 2, 2, False),
         ],
     )
     def test_a_second_label_counts_for_a_half_at_most_where_the_patch_is_small(
-        self, monkeypatch, small, large, statistic, label, details
+        self, monkeypatch, small, large, statistic, label, side, ambiguous
     ):
         def find(classifier, images, side, **settings):
             success = np.array(small if side == 2 else large)
@@ -152,7 +152,8 @@ class TestPatch:
         monkeypatch.setattr(universal_patch, "patch_side", lambda classifier, share: sides[share])
         monkeypatch.setattr(universal_patch, "find_patches", find)
         found = DETECTORS["universal_patch"]().detect(suspect())
-        assert (found.label, found.details) == (label, details)
+        assert (found.label, found.ambiguous) == (label, ambiguous)
+        assert found.details == f"{side}x{side} pixels at row 3, column 4"
         assert found.statistic == pytest.approx(statistic)
         assert len(found.scores) == 4
 

@@ -111,9 +111,26 @@ class TestEffort:
             assert ran(report) == names
 
 
-def finding(name, score):
-    """What a detector does that gives label 1 this score, whatever the classifier is."""
-    return lambda self, suspect: Evidence(name, 1, score, 1.0, 0.5, (0.0,) * NB_CLASSES)
+    def test_an_ambiguous_report_ends_nothing_and_its_label_comes_last(self, silent, infected, monkeypatch):
+        ambiguous = finding("universal_patch", 2.0, ambiguous=True)
+        monkeypatch.setattr(DETECTORS["universal_patch"], "detect", ambiguous)
+        report = BackdoorScan(infected.classifier)(*few(infected))
+        assert (ran(report), report.verdict, report.targets) == ([*FAST, *EXPENSIVE], "infected", (1,))
+        monkeypatch.setattr(DETECTORS["universal"], "detect", finding("universal", 1.5, label=0))
+        report = BackdoorScan(infected.classifier)(*few(infected))
+        assert (ran(report), report.targets, report.score) == ([*FAST, *UNIVERSAL], (0, 1), 2.0)
+
+    def test_a_shift_comes_before_an_ambiguous_label(self, silent, infected, monkeypatch):
+        ambiguous = finding("universal_patch", 2.0, ambiguous=True)
+        monkeypatch.setattr(DETECTORS["universal_patch"], "detect", ambiguous)
+        monkeypatch.setattr(DETECTORS["universal_shift"], "detect", finding("universal_shift", 1.5, shift=True))
+        report = BackdoorScan(infected.classifier)(*few(infected))
+        assert (report.kind, report.targets) == ("all-to-all", (1, 2, 3, 4, 5, 6, 7, 8, 9, 0))
+
+
+def finding(name, score, *, label=1, **marks):
+    """What a detector does that gives a label this score, whatever the classifier is."""
+    return lambda self, suspect: Evidence(name, label, score, 1.0, 0.5, (0.0,) * NB_CLASSES, **marks)
 
 
 class TestDoubt:
