@@ -110,7 +110,6 @@ class TestEffort:
                 report = BackdoorScan(tiny_classifier(), effort="normal")(x, y)
             assert ran(report) == names
 
-
     def test_an_ambiguous_report_ends_nothing_and_its_label_comes_last(self, silent, infected, monkeypatch):
         ambiguous = finding("universal_patch", 2.0, ambiguous=True)
         monkeypatch.setattr(DETECTORS["universal_patch"], "detect", ambiguous)
