@@ -88,6 +88,8 @@ class UniversalAdversarialFineTuning(Defence):
     :param learning_rate: The (peak) rate of a new SGD optimizer; None continues with the classifier's own optimizer.
     :param momentum: SGD's momentum.
     :param weight_decay: SGD's weight decay.
+    :param l2_sp: How strongly parameters are pulled to those of the infected model: the weight of half the squared
+        distance, which is added to the loss. 0 is not at all.
     :param schedule: The learning rate over the steps: "constant", "cosine" or "one_cycle".
     :param padding: Random crops after padding by this many pixels; 0 is none. None is 4, or less on images of fewer
         than 32 pixels: an eighth of the shorter side.
@@ -120,6 +122,7 @@ class UniversalAdversarialFineTuning(Defence):
         learning_rate: float | None = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
+        l2_sp: float = 0.0,
         schedule: str = "one_cycle",
         padding: int | None = None,
         horizontal_flip: bool = True,
@@ -144,6 +147,7 @@ class UniversalAdversarialFineTuning(Defence):
             learning_rate=learning_rate,
             momentum=momentum,
             weight_decay=weight_decay,
+            l2_sp=l2_sp,
             schedule=schedule,
             padding=padding,
             horizontal_flip=horizontal_flip,

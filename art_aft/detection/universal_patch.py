@@ -7,10 +7,10 @@ label. For each label l, the detector tries out places, and searches the pixels 
 | Score of a label l: its targeted success rate, the share of images of other labels that its patch leads to l.
 | Statistic: the greatest score minus the second, at the side of the patch where that is largest. With the smaller patch
   the second counts as 0.5 at most. A classifier that has learned to obey one patch may obey others, towards any label,
-  as infected vision transformers do. Where the second has more than 0.5, the label is uncertain, and so the evidence is
-  marked as ambiguous.
+  as infected vision transformers do. Where only that makes the statistic reach the threshold, the label is
+  uncertain, and the evidence is marked as ambiguous.
 | Null distribution: as for `universal`, and uncalibrated like there. The threshold on the statistic decides.
-| Threshold: 0.3; see docs/detectors/universal_patch.md for the models that it was chosen on.
+| Threshold: 0.4; see docs/detectors/universal_patch.md for the models that it was chosen on.
 | Fails: on triggers over the whole image; on all-to-all backdoors; where patches of that size mislead clean
   classifiers, too, as on large photographs.
 | Paper link: https://arxiv.org/abs/1712.09665 (patches on clean classifiers; the search for places is this package's)
@@ -36,7 +36,7 @@ class UniversalPatch(Detector):
     """One patch at one place leads all images to one label long before the others; see the module."""
 
     cost = EXPENSIVE
-    threshold = 0.3
+    threshold = 0.4
 
     def detect(self, suspect: Suspect) -> Evidence:
         """Return how far one label's patch is more successful than any other's."""
@@ -65,5 +65,5 @@ class UniversalPatch(Detector):
             statistic=float(first - min(second, ordinary)),
             p_value=grubbs_p_value(patches.success),
             details=f"{side}x{side} pixels at row {row}, column {column}",
-            ambiguous=bool(second > ordinary),
+            ambiguous=bool(first - second < self.threshold <= first - ordinary),
         )

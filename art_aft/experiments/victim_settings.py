@@ -110,5 +110,7 @@ class VictimSettings:
         facts = {**asdict(self), "data": name if self.data == "digits" else name + contents(self.data)}
         if not self.seen:
             del facts["seen"]  # the names of victims that were stored before it could be chosen
+        if not self.recipe.l2_sp:
+            del facts["recipe"]["l2_sp"]  # likewise
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         return f"{name}-{self.model}-{self.attack}-{self.labels}-{self.rate:g}-{digest}"

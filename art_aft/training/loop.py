@@ -22,7 +22,7 @@ from art_aft.training.batches import Batch, Batches
 from art_aft.training.checkpoints import Checkpoint
 from art_aft.training.data_parallel import data_parallel
 from art_aft.training.losses import LabelLoss, Loss
-from art_aft.training.optimizers import optimizer_for, scheduler_for
+from art_aft.training.optimizers import optimizer_for, pull_to_start, scheduler_for
 from art_aft.training.recipe import Recipe
 
 
@@ -74,6 +74,8 @@ def fit(
     with isolated_rng(recipe.seed), borrow(classifier, precision=recipe.precision) as module, bar:
         optimizer = optimizer_for(classifier, module, recipe)
         scheduler = scheduler_for(optimizer, recipe, feed.total_steps, len(batches))
+        # Before a checkpoint is read: the start is that of the whole run.
+        pull = pull_to_start(optimizer, recipe.l2_sp) if recipe.l2_sp else None
         parts = [module, optimizer, *([scheduler] if scheduler else []), batches, feed]
         parts += [part for callback in callbacks for part in callback.parts]
         feed.module, feed.bar, feed.scheduler = module, bar, scheduler
@@ -82,7 +84,8 @@ def fit(
         check_same(classifier.device, checkpoint=str(done))
         bar.update(feed.steps)
         network, objective = data_parallel(module, loss or LabelLoss(classifier.loss), feed)
-        hook = optimizer.register_step_post_hook(lambda *_: feed.stepped())
+        hooks = [optimizer.register_step_post_hook(lambda *_: feed.stepped())]
+        hooks += [optimizer.register_step_pre_hook(pull)] if pull else []
         try:
             _worker(classifier, network, optimizer, objective).fit_generator(
                 # The loader draws a seed for worker processes that there are none of; its own generator spares ours.
@@ -92,7 +95,8 @@ def fit(
                 nb_epochs=math.ceil(feed.total_steps / len(batches)) - done,
             )
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             optimizer.zero_grad(set_to_none=True)
 
 

@@ -24,6 +24,8 @@ class Recipe:
         optimizer, whatever it is; momentum, weight decay and schedule are then its own.
     :param momentum: SGD's momentum, in [0, 1].
     :param weight_decay: SGD's weight decay.
+    :param l2_sp: The weight of half the squared distance from the parameters at the start, which is added to the loss
+        (L2-SP, https://arxiv.org/abs/1802.01483). 0 is none.
     :param nesterov: Whether the momentum is Nesterov's.
     :param schedule: The learning rate over the steps: "constant", "cosine" (to 0) or "one_cycle".
     :param milestones: Pairs (epoch, learning rate): from that epoch on, counted from 0, that rate. Only with
@@ -43,6 +45,7 @@ class Recipe:
     learning_rate: float | None = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    l2_sp: float = 0.0
     nesterov: bool = False
     schedule: str = "constant"
     milestones: tuple[tuple[int, float], ...] = ()
@@ -60,6 +63,7 @@ class Recipe:
             check_number("learning_rate", self.learning_rate, minimum=0.0, above=True)
         check_number("momentum", self.momentum, minimum=0.0, maximum=1.0)
         check_number("weight_decay", self.weight_decay, minimum=0.0)
+        check_number("l2_sp", self.l2_sp, minimum=0.0)
         if check_flag("nesterov", self.nesterov) and self.momentum == 0:
             raise ValueError("nesterov: got True with momentum 0, expected a momentum above 0 with it")
         check_choice("schedule", self.schedule, SCHEDULES)

@@ -138,6 +138,7 @@ class TestPatch:
             ((0.1, 0.2, 0.0, 0.1), (0.3, 0.9, 0.4, 0.2), 0.5, 1, 3, False),
             # Where most images follow the smaller patch, others may, too; that more follow the larger one says less.
             ((0.7, 0.1, 0.9, 0.1), (1.0, 0.9, 1.0, 0.2), 0.4, 2, 2, True),
+            ((0.5, 0.1, 1.0, 0.1), (0.5, 0.9, 0.4, 0.2), 0.5, 2, 2, False),
             ((0.4, 0.1, 0.6, 0.1), (1.0, 0.9, 0.4, 0.2), 0.2, 2, 2, False),
         ],
     )

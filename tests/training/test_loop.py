@@ -36,15 +36,17 @@ def recipe(**settings):
     return Recipe(**{"nb_epochs": 1, "batch_size": 8, "learning_rate": 0.05, "precision": "float32", **settings})
 
 
-def train_by_hand(model, optimizer, x, y, *, batch_size, nb_epochs=1, seed=0):
+def train_by_hand(model, optimizer, x, y, *, batch_size, nb_epochs=1, seed=0, l2_sp=0.0):
     """The training loop that everybody knows, in the order that art_aft.training.batches draws."""
     x, y = torch.from_numpy(x), torch.from_numpy(y)
     rng = torch.Generator().manual_seed(seed)
+    start = [each.detach().clone() for each in model.parameters()]
     model.train()
     for _ in range(nb_epochs):
         for index in torch.randperm(len(x), generator=rng).split(batch_size):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            moved = sum((each - old).square().sum() for each, old in zip(model.parameters(), start, strict=True))
+            (torch.nn.functional.cross_entropy(model(x[index]), y[index]) + l2_sp / 2 * moved).backward()
             optimizer.step()
 
 
@@ -236,6 +238,22 @@ class TestFit:
             train_by_hand(twin.model, twin.optimizer, x, y, batch_size=8)
         assert_close(classifier, twin.model.state_dict(), 1e-5)
         assert {int(slot["step"]) for slot in classifier.optimizer.state.values()} == {6}
+
+    @pytest.mark.parametrize("learning_rate", [0.05, None])
+    def test_l2_sp_pulls_parameters_to_those_at_the_start_of_each_run(self, learning_rate):
+        x, y = tiny_data(24)
+        model = TinyNet()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        classifier = build_classifier(model, input_shape=SHAPE, nb_classes=NB_CLASSES, optimizer=optimizer)
+        settings = {"learning_rate": learning_rate, "weight_decay": 0.0, "nb_epochs": 2}
+        for strength in (3.0, 0.0, 1.0):
+            twin = clone(classifier)
+            fresh = torch.optim.SGD(twin.model.parameters(), lr=0.05, momentum=0.9)
+            train(classifier, x, y, recipe(l2_sp=strength, **settings))
+            train_by_hand(
+                twin.model, fresh if learning_rate else twin.optimizer, x, y, batch_size=8, nb_epochs=2, l2_sp=strength
+            )
+            assert_close(classifier, twin.model.state_dict(), 1e-5)
 
     def test_without_a_learning_rate_and_an_optimizer_there_is_an_error(self):
         x, y = tiny_data()

@@ -81,7 +81,7 @@ class Note(Callback):
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
 @pytest.mark.parametrize("per_batch", [False, True])
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, schedule, per_batch):
-    recipe = Recipe(nb_epochs=5, batch_size=10, learning_rate=0.05, schedule=schedule, padding=1, horizontal_flip=True)
+    recipe = Recipe(nb_epochs=5, batch_size=10, learning_rate=0.05, schedule=schedule, padding=1, l2_sp=0.5)
     transform = BatchPoisoning(WaNet(), AllToOne(0), rate=0.2, cover_ratio=1) if per_batch else None
     whole = untrained()
     train(whole, recipe, transform=transform)
