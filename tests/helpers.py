@@ -52,6 +52,13 @@ class TinyNet(torch.nn.Module):
         return self.fc(self.dropout(self.features(x).mean(dim=(2, 3))))
 
 
+class EndsInSoftmax(TinyNet):
+    """The same network, with a softmax at its end: it returns probabilities."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).softmax(dim=1)
+
+
 class Adapter(torch.nn.Module):
     """A model behind a change of its input, so that it computes the same function on pixels in another encoding."""
 

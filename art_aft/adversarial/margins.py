@@ -201,7 +201,7 @@ class _Search:
         shown = self.family.shown(members, x)
         if not self.channels_first:
             shown = shown.movedim(2, -1)
-        logits = as_logits(self.module(shown.flatten(0, 1)))
+        logits = self.module(shown.flatten(0, 1))
         wanted = self.labels.repeat_interleave(shown.shape[1])[:, None]
         rest = logits.scatter(1, wanted, -torch.inf).amax(dim=1)
         return (logits.gather(1, wanted)[:, 0] - rest).view(len(members), -1), others
@@ -210,14 +210,3 @@ class _Search:
         low, high = images.clip_values
         x = (to_float(torch.from_numpy(images.pixels[index.numpy()]).to(self.device), (low, high)) - low) / (high - low)
         return x if self.channels_first else x.movedim(-1, 1)
-
-
-def as_logits(outputs: torch.Tensor) -> torch.Tensor:
-    """
-    Return logits: the outputs, or their logarithms where they are probabilities.
-
-    :param outputs: What a model returns, of shape (N, nb_classes).
-    """
-    with torch.no_grad():
-        probabilities = bool((outputs >= 0).all()) and bool(((outputs.sum(dim=1) - 1).abs() < 1e-2).all())
-    return outputs.clamp(min=1e-30).log() if probabilities else outputs

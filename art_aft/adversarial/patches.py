@@ -11,7 +11,6 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from tqdm.auto import tqdm
 
-from art_aft.adversarial.margins import as_logits
 from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers.classifier import check_classifier
 from art_aft.classifiers.pixel_module import borrow
@@ -228,7 +227,7 @@ class _Search:
         place = torch.arange(len(part), device=self.device)[:, None, None]
         shown[place, :, :, rows[:, :, None], columns[:, None, :]] = found.pixels[part].movedim(1, -1)[:, :, :, None]
         shown = (shown if self.channels_first else shown.movedim(2, -1)).flatten(0, 1)
-        return as_logits(self.module(shown)).log_softmax(dim=1).view(len(part), len(index), self.nb_classes)
+        return self.module(shown).log_softmax(dim=1).view(len(part), len(index), self.nb_classes)
 
     def _first_success(self, found: _Candidates, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return, for every label, the success of the patch that leads most images to it, and which of all that is."""

@@ -11,12 +11,14 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.classifiers.copying import origins
-from art_aft.classifiers.pixel_module import borrow, logits_of, not_compiled, on_grey_images
+from art_aft.classifiers.pixel_module import are_probabilities, borrow, logits_of, not_compiled, on_grey_images
 from art_aft.data.images import Images
 from art_aft.runtime.random_state import isolated_rng
 
 # Images on which ART's own predict is compared with the model.
 _COMPARED = 8
+
+_PROBABILITIES = "the model returns probabilities: their logarithms are taken for logits, also by the loss"
 
 # Two labels whose logits differ by less, as a share of the range of all logits, may change places by rounding.
 _NEGLIGIBLE = 0.01
@@ -59,15 +61,16 @@ def check_loss(name: str, loss: Any, nb_classes: int, device: torch.device) -> N
 
 def check_outputs(
     classifier: PyTorchClassifier, images: Images | None = None, *, trained: bool = False, batch_size: int | None = None
-) -> None:
+) -> tuple[str, ...]:
     """
-    Check once, on two grey images, that a classifier's model returns logits.
+    Check once, on two grey images, that a classifier's model returns logits, or probabilities.
 
     :param classifier: A checked classifier; it stays as it is.
     :param images: Checked images, on a few of which ART's `predict` must give the model's labels; None leaves this out.
     :param trained: Whether the model will be trained, so that there must be parameters to train, and no others.
     :param batch_size: How many images a step will see; None is more than one.
-    :raises ValueError: If the model fails, or returns something else than finite logits of shape (N, nb_classes); if
+    :return: What a report should say of the outputs.
+    :raises ValueError: If the model fails, or returns something else than finite numbers of shape (N, nb_classes); if
         `predict` does more than the model; if the model cannot be trained, or not on so few images at a time.
     """
     parameters = list(classifier.model.parameters())
@@ -82,17 +85,13 @@ def check_outputs(
     expected = f"expected a tensor of logits of shape (N, {classifier.nb_classes})"
     if not torch.isfinite(logits).all():
         raise ValueError(f"classifier.model: got NaN or infinite outputs for two grey images, {expected}")
-    if (logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-4).all():
-        raise ValueError(
-            "classifier.model: got probabilities (numbers >= 0 that sum to 1), expected logits: leave out the softmax "
-            "at the model's end, which the loss applies itself"
-        )
     if images is not None:
         _check_predict(classifier, images[:_COMPARED])
     if trained:
         _check_trainable(classifier, logits, parameters)
         if batch_size == 1:
             check_single_images(classifier)
+    return (_PROBABILITIES,) if are_probabilities(logits) else ()
 
 
 def _check_trainable(classifier: PyTorchClassifier, logits: torch.Tensor, parameters: list[torch.nn.Parameter]) -> None:

@@ -59,6 +59,16 @@ def logits_of(output: Any, n: int, nb_classes: int, *, training: bool = False) -
     return logits
 
 
+def are_probabilities(outputs: torch.Tensor) -> bool:
+    """
+    Return whether a model's outputs are probabilities, as those of a model that ends in a softmax are.
+
+    :param outputs: Of shape (N, nb_classes).
+    """
+    outputs = outputs.detach().float()
+    return len(outputs) > 0 and bool((outputs >= 0).all() and ((outputs.sum(dim=1) - 1).abs() < 1e-2).all())
+
+
 def _described(output: Any) -> str:
     """Return the type of a model's output and the shapes of what is in it."""
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
@@ -69,6 +79,9 @@ def _described(output: Any) -> str:
 class PixelModule(torch.nn.Module):
     """
     What a classifier does from pixels to logits, as one differentiable module: rescaling, preprocessing, model.
+
+    Where the model returns probabilities, their logarithms are the logits: they differ from those before the softmax by
+    one number for each image. Whether it does is asked once, of the first images.
 
     :param classifier: The classifier; its model's parameters are shared, not copied. A compiled model runs as it was
         before, so that hooks work.
@@ -82,6 +95,7 @@ class PixelModule(torch.nn.Module):
         self.channels_first = classifier.channels_first
         self.channels_last_memory = False
         self.bfloat16 = False
+        self.probabilities: bool | None = None
         self.nb_classes = classifier.nb_classes
         # ART's default preprocessing, (x - 0) / 1, is left out: it only costs time.
         self._operations = [op for op in classifier.preprocessing_operations if not _is_identity(op)]
@@ -109,7 +123,10 @@ class PixelModule(torch.nn.Module):
         small_maps = SmallMaps() if self.bfloat16 and x.device.type == "cpu" else nullcontext()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16), small_maps:
             output = self.model(x)
-        return logits_of(output, len(x), self.nb_classes, training=self.training).float()
+        logits = logits_of(output, len(x), self.nb_classes, training=self.training).float()
+        if self.probabilities is None:
+            self.probabilities = are_probabilities(logits)
+        return logits.clamp(min=torch.finfo(torch.float32).tiny).log() if self.probabilities else logits
 
 
 def _is_identity(operation: Any) -> bool:

@@ -108,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
         f"held-out accuracy {100 * before['held_out_accuracy']:.1f} -> {100 * after['held_out_accuracy']:.1f} "
         f"({len(held)} images), {findings['seconds']:.1f} seconds"
     )
+    for remark in findings["remarks"]:
+        print(f"note: {remark}")
     if findings.get("trials") and not any(trial["accepted"] for trial in findings["trials"]):
         print("trials: every setting lost more than --max-accuracy-drop; the result is the one that lost least")
     report: Row = {

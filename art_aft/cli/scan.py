@@ -155,7 +155,7 @@ def _text(report: ScanReport) -> str:
             f"  {evidence.detector:<18} {evidence.score:5.2f} of its threshold  {what}, "
             f"statistic {evidence.statistic:.2f}{', ' * bool(evidence.details)}{evidence.details}"
         )
-    lines += [f"  note: {note}" for note in report.notes]
+    lines += [f"  note: {note}" for note in (*report.notes, *report.remarks)]
     if report.omitted:
         lines.append(f"  not run: {', '.join(report.omitted)}")
     if report.verdict == "no evidence":

@@ -118,8 +118,9 @@ class Defence(Transformer):
         :param callback: Watches stages, steps and epochs.
         :return: The purified classifier.
         :raises ValueError: If the data do not fit the classifier, or nothing could be told from them (one class alone,
-            no image that the classifier gets right); the model does not return logits, has no parameter that can be
-            trained or cannot be copied; or data or settings differ between processes that work together.
+            no image that the classifier gets right); the model returns neither logits nor probabilities, has no
+            parameter that can be trained or cannot be copied; or data or settings differ between processes that work
+            together.
         """
         if callback is not None and not isinstance(callback, Callback):
             raise TypeError(f"callback: got {type(callback).__name__}, expected art_aft.runtime.callbacks.Callback")
@@ -127,7 +128,7 @@ class Defence(Transformer):
             check_classifier("transformed_classifier", transformed_classifier)
         given = self.classifier if transformed_classifier is None else transformed_classifier
         images = images_for(given, x, y)
-        check_outputs(given, images, trained=self._trains(), batch_size=self.get_params().get("batch_size"))
+        remarks = check_outputs(given, images, trained=self._trains(), batch_size=self.get_params().get("batch_size"))
         if getattr(self, "learning_rate", 0.0) is None and given.optimizer is None:
             raise ValueError("learning_rate: got None for a classifier without an optimizer, expected one of the two")
         check_same(given.device, x=images.pixels, y=images.labels, settings=self._settings_in_words())
@@ -136,7 +137,7 @@ class Defence(Transformer):
         report = self.run_within(purified, images, callback)
         accepted = report.accepted and judgement.trusted
         self.report = dataclasses.replace(
-            report, accepted=accepted, notes=judgement.notes, images_trusted=judgement.trusted
+            report, accepted=accepted, notes=judgement.notes, images_trusted=judgement.trusted, remarks=remarks
         )
         return purified
 

@@ -30,6 +30,7 @@ class Trial:
     :param accepted: Whether that is enough.
     :param stages: The parts of the run.
     :param seconds: How long it took.
+    :param remarks: What is worth knowing and speaks against nothing, such as that the model returns probabilities.
     """
 
     settings: Mapping[str, Any]
@@ -67,3 +68,4 @@ class PurificationReport:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     images_trusted: bool = True
+    remarks: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ class ScanReport:
     :param notes: Why the evidence is weak, where it is.
     :param omitted: The detectors that did not run, or could not be applied.
     :param seconds: How long the scan took.
+    :param remarks: What is worth knowing and weakens nothing, such as that the model returns probabilities.
     """
 
     verdict: str
@@ -38,3 +39,4 @@ class ScanReport:
     notes: tuple[str, ...]
     omitted: tuple[str, ...]
     seconds: float
+    remarks: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -116,7 +117,7 @@ class BackdoorScan:
         draw: dict[str, Any] = {"max_images": self.max_images, "seed": self.seed}
         given = images_for(self.classifier, x, y, **draw if is_loader(x) else {})
         images = images_for(self.classifier, given, **draw)
-        check_outputs(self.classifier, images)
+        remarks = check_outputs(self.classifier, images)
         right = predict_labels(self.classifier, images.pixels) == images.labels
         # Classes are those of all images: a draw that misses one of many classes is no fault of theirs.
         judgement = judge(given.labels, float(right.mean()), len(images), self.classifier.nb_classes)
@@ -130,11 +131,10 @@ class BackdoorScan:
             verbose=self.verbose,
         )
         evidence = self._detect(suspect, judgement)
-        return self._report(evidence, suspect.label_matrix, judgement, start)
+        report = self._report(evidence, suspect.label_matrix, judgement)
+        return replace(report, remarks=remarks, seconds=time.perf_counter() - start)
 
-    def _report(
-        self, found: list[Evidence], matrix: np.ndarray | None, judgement: Judgement, start: float
-    ) -> ScanReport:
+    def _report(self, found: list[Evidence], matrix: np.ndarray | None, judgement: Judgement) -> ScanReport:
         """Return the report, with the verdict."""
         notes = list(judgement.notes)
         weak = bool(judgement.few or judgement.missing)
@@ -164,7 +164,7 @@ class BackdoorScan:
             label_matrix=matrix,
             notes=tuple(notes),
             omitted=tuple(name for name, _ in _ordered() if name not in ran),
-            seconds=time.perf_counter() - start,
+            seconds=0.0,
         )
 
     def _detect(self, suspect: Suspect, judgement: Judgement) -> list[Evidence]:

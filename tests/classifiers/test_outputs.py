@@ -18,6 +18,7 @@ from art_aft.adversarial.universal import universal_perturbations
 from art_aft.attacks import BadNets
 from art_aft.attacks.labels import AllToOne
 from art_aft.classifiers.classifier import build_classifier, check_classifier, check_outputs, images_for
+from art_aft.classifiers.pixel_module import are_probabilities, borrow
 from art_aft.defences import FineTuning
 from art_aft.experiments.compare import compare
 from art_aft.metrics import evaluate
@@ -32,7 +33,6 @@ BAD_OUTPUTS = {
     "maps": (lambda y: y[:, :, None, None], r"outputs of shape \(2, 4, 1, 1\) for 2 images, expected .*\(N, 4\)"),
     "wider": (lambda y: torch.cat([y, y], 1), r"outputs of shape \(2, 8\) for 2 images"),
     "narrower": (lambda y: y[:, :3], r"outputs of shape \(2, 3\) for 2 images"),
-    "probabilities": (lambda y: y.softmax(dim=1), r"probabilities \(numbers >= 0 that sum to 1\), expected logits"),
     "one row": (lambda y: y[:1], r"outputs of shape \(1, 4\) for 2 images"),
     "NaN": (lambda y: y * float("nan"), "NaN or infinite outputs for two grey images"),
     "infinite": (lambda y: y / 0, "NaN or infinite outputs for two grey images"),
@@ -62,10 +62,47 @@ def test_other_outputs_than_logits_are_refused(change, message):
         check_outputs(classifier)
 
 
+def test_probabilities_pass_with_a_remark_and_nothing_is_touched():
+    classifier = changed(lambda y: y.softmax(dim=1))
+    with untouched(classifier):
+        (remark,) = check_outputs(classifier, trained=True)
+    assert remark.startswith("the model returns probabilities: their logarithms")
+
+
+def test_the_logits_of_probabilities_are_their_logarithms_with_gradients_where_one_label_is_all():
+    plain, softmaxed = changed(lambda y: 10 * y), changed(lambda y: (10 * y).softmax(dim=1))
+    x = torch.from_numpy(tiny_data(8)[0])
+    found = []
+    for classifier in (plain, softmaxed):
+        with borrow(classifier, precision="float32") as module:
+            module.eval()
+            images = x.clone().requires_grad_()
+            logits = module(images)
+            # The margin of the least likely label over the next: far below what a probability of 1 leaves.
+            low = logits.sort(dim=1).values
+            found.append(
+                (
+                    logits - logits.amax(dim=1, keepdim=True),
+                    torch.autograd.grad((low[:, 1] - low[:, 0]).sum(), images)[0],
+                )
+            )
+    for expected, given in zip(*found, strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("outputs", [[[0.5, 0.6]], [[1.5, -0.5]], [[0.5, 0.5], [2.0, 1.0]]])
+def test_what_does_not_sum_to_1_or_is_negative_is_no_probability(outputs):
+    assert not are_probabilities(torch.tensor(outputs))
+
+
+def test_no_outputs_are_no_probabilities():
+    assert not are_probabilities(torch.empty(0, 3))
+
+
 def test_logits_pass_and_nothing_is_touched():
     classifier = changed(lambda y: y)
     with untouched(classifier):
-        assert check_outputs(classifier, trained=True) is None
+        assert check_outputs(classifier, trained=True) == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16], ids=str)

@@ -5,7 +5,18 @@ import logging
 import numpy as np
 import pytest
 import torch
-from helpers import NB_CLASSES, SHAPE, TinyNet, same_weights, tiny_classifier, tiny_data, untouched, weights
+from helpers import (
+    NB_CLASSES,
+    SHAPE,
+    EndsInSoftmax,
+    TinyNet,
+    same_weights,
+    tiny_classifier,
+    tiny_data,
+    untouched,
+    weights,
+)
+from quick_defences import every_defence, quick
 
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.defences import DEFENCES, FinePruning, FineTuning, NeuralAttentionDistillation
@@ -39,6 +50,25 @@ class Idle(Defence):
 
     def _purify(self, classifier, images, run):
         torch.optim.SGD(classifier.model.parameters(), lr=0.0).step()
+
+
+@every_defence
+def test_a_model_that_returns_probabilities_is_purified_like_one_that_returns_logits(name, data):
+    """What is compared is the direction in which weights have moved: rounding differs."""
+    x, y = data
+    moved = []
+    for model, remarks in ((TinyNet(), 0), (EndsInSoftmax(), 1)):
+        classifier = classifier_of(model)
+        defence = quick(name, classifier)
+        with untouched(classifier):
+            purified = defence(x, y=y)
+        before, after = (
+            torch.nn.utils.parameters_to_vector(each.model.parameters()) for each in (classifier, purified)
+        )
+        moved.append((after - before).detach())
+        assert len(defence.report.remarks) == remarks
+    assert moved[0].abs().max() > 0.001
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.95
 
 
 class TestUntouched:

@@ -11,6 +11,7 @@ from helpers import (
     ENCODINGS,
     NB_CLASSES,
     SHAPE,
+    EndsInSoftmax,
     TinyNet,
     encoded,
     few,
@@ -23,7 +24,7 @@ from helpers import (
 from art_aft import BackdoorScan, checks
 from art_aft.adversarial.inversion import InversionRecipe
 from art_aft.adversarial.pgd import TorchAttacksPGD
-from art_aft.classifiers.classifier import images_for
+from art_aft.classifiers.classifier import build_classifier, images_for
 from art_aft.detection import agreement
 from art_aft.detection.base import DETECTORS, Evidence
 from art_aft.training.recipes import RECIPES
@@ -177,6 +178,16 @@ class TestManners:
         report = BackdoorScan(other.classifier, **settings)(other.encode(x), y)
         for name, evidence in by_detector(report).items():
             assert evidence.statistic == pytest.approx(by_detector(plain)[name].statistic, abs=0.08)
+
+    def test_probabilities_give_the_answer_of_logits_with_a_remark(self):
+        x, y = tiny_data(40)
+        settings = {**SOME, "precision": "float32"}
+        plain = BackdoorScan(tiny_classifier(), **settings)(x, y)
+        other = build_classifier(EndsInSoftmax(), input_shape=SHAPE, nb_classes=NB_CLASSES)
+        report = BackdoorScan(other, **settings)(x, y)
+        for name, evidence in by_detector(report).items():
+            assert evidence.statistic == pytest.approx(by_detector(plain)[name].statistic, abs=0.08)
+        assert (plain.remarks, len(report.remarks), report.notes) == ((), 1, plain.notes)
 
     def test_the_classifier_and_the_global_generators_stay_as_they_were(self):
         classifier = tiny_classifier(momentum=0.9)

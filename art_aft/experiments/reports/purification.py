@@ -41,7 +41,7 @@ def purification_verdict(report: Row) -> Verdict:
     before, after = (100 * report[state]["held_out_accuracy"] for state in ("before", "after"))
     held = f"on {report['n_held_out']} clean images that were held out"
     numbers = f"It gets {after:.1f} % right {held}; before, {before:.1f} %."
-    notes = [f"Note: {note}." for note in report["notes"]]
+    notes = [f"Note: {note}." for note in (*report["notes"], *report["remarks"])]
     if not report["images_trusted"]:
         first = "No purified model was written, because the images cannot tell what the purification costs."
         act = "Mend what is named here, and purify again. The suspected model is as it was."

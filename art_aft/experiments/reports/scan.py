@@ -56,6 +56,7 @@ def scan_verdict(report: Row, source: Source) -> Verdict:
             "high or higher.",
         )
     )
+    rated += tuple(f"Note: {remark}." for remark in report["remarks"])
     if report["verdict"] == "infected":
         if report["kind"] == "all-to-all":
             goal = "another label than its own; which one for each label stands below"
