@@ -48,7 +48,7 @@ def scan_report(report: Row, source: Source) -> str:
 def scan_verdict(report: Row, source: Source) -> Verdict:
     """Return what the page of a scan says first; the parameters are those of `scan_report`."""
     rate = report.get("false_alarm_rate")
-    rated = (
+    rated: tuple[str, ...] = (
         ()
         if rate is None
         else (
