@@ -39,9 +39,10 @@ class Models:
         return [row for row in found if row["kind"] != FAILED and row["model"].startswith(self.data)]
 
 
-NOW = Models("digits, second held-out list", ("scan_second_held_out_digits",))
+NOW = Models("digits, third held-out list", ("scan_third_held_out_digits",))
 MODELS = [
     NOW,
+    Models("digits, second held-out list", ("scan_second_held_out_digits",)),
     Models("digits, first held-out list", ("scan_held_out_digits",)),
     Models("digits, earlier scan", ("scan_digits_judge", "scan_zoo_judge"), "digits"),
     Models("CIFAR-10, earlier scan", ("scan_zoo_judge",), "cifar10"),
@@ -162,6 +163,7 @@ def scans() -> str:
     """Return how often the scan was right, on each set of models."""
     sets = [
         Models("the scan as it is: digits, four architectures", NOW.files),
+        Models("before the last two thresholds: digits, four architectures", ("scan_second_held_out_digits",)),
         Models("before `universal_patch`: digits, four architectures", ("scan_held_out_digits",)),
         Models("an earlier scan: digits, four architectures", ("scan_digits_judge",)),
         Models("the earlier scan: digits and CIFAR-10", ("scan_zoo_judge",)),

@@ -268,6 +268,23 @@ class TestDistillation:
                 parameter -= 0.05 * parameter.grad
         assert_close(purified, model.state_dict(), 1e-4)
 
+    def test_both_runs_pull_parameters_to_those_of_the_infected_model(self, victim, monkeypatch):
+        classifier, x, y = victim
+        moved, recipes, fit = [], [], universal_aft.fit
+
+        def watch(classifier, batches, recipe, **settings):
+            recipes.append(recipe)
+            fit(classifier, batches, recipe, **settings)
+
+        monkeypatch.setattr(universal_aft, "fit", watch)
+        for strength in (0.0, 2.0):
+            settings = {"l2_sp": strength, "temperature": 3.0, "label_epochs": 2, "nb_epochs": 20}
+            purified = universal(classifier, marked(), sparse_share=0.0, **settings)(x, y=y)
+            vectors = [torch.nn.utils.parameters_to_vector(each.model.parameters()) for each in (classifier, purified)]
+            moved.append((vectors[0] - vectors[1]).norm().item())
+        assert [recipe.l2_sp for recipe in recipes] == [0.0, 0.0, 2.0, 2.0]
+        assert 0 < moved[1] < 0.7 * moved[0]
+
     def test_distillation_needs_clean_images(self):
         with pytest.raises(ValueError, match=r"^temperature: got 3 without clean images"):
             UniversalAdversarialFineTuning(tiny_classifier(), clean_share=0.0)
@@ -286,6 +303,7 @@ class TestDistillation:
         ({"clean_share": 1.1}, ValueError, r"^clean_share: got 1\.1"),
         ({"temperature": -1.0}, ValueError, r"^temperature: got -1\.0"),
         ({"label_epochs": -1}, ValueError, r"^label_epochs: got -1"),
+        ({"l2_sp": -0.1}, ValueError, r"^l2_sp: got -0\.1"),
         ({"max_steps": -1}, ValueError, r"^max_steps: got -1"),
         ({"schedule": "step"}, ValueError, r"^schedule: got 'step'"),
         ({"perturbations": np.zeros((4, *SHAPE))}, TypeError, r"^perturbations: got ndarray"),
