@@ -8,7 +8,7 @@ does. For each label the detector searches a field of 4x4 displacements, enlarge
 | Score of a label l: its targeted success rate, the share of images of other labels that its warp leads to l.
 | Statistic: the greatest score minus the second, at the size where that is largest.
 | Null distribution: as for `universal`, and uncalibrated like there. The threshold on the statistic decides.
-| Threshold: 0.7. It was 0.5, that of `universal`, until a clean digit model reached 0.55.
+| Threshold: 0.8. It was 0.5, that of `universal`, and then 0.7, until clean digit models reached 0.55 and 0.72.
 | Fails: on triggers that change the values of pixels; on all-to-all backdoors.
 | Paper link: https://arxiv.org/abs/2202.06312 (Section V; warps are this package's)
 """
@@ -28,7 +28,7 @@ class UniversalWarp(Detector):
     """One warp of all images leads to one label long before the others; see the module."""
 
     cost = EXPENSIVE + 1
-    threshold = 0.7
+    threshold = 0.8
 
     def detect(self, suspect: Suspect) -> Evidence:
         """Return how far one label's warp is more successful than any other's."""

@@ -74,7 +74,7 @@ MEASURED = {
     "universal_smooth": 0.5,
     "universal_sparse": 0.5,
     "universal_sparse_shift": 0.25,
-    "universal_warp": 0.7,
+    "universal_warp": 0.8,
     "adversarial_labels": 0.25,
     "adversarial_shift": 0.2,
     "reversed_trigger": 0.5,
