@@ -69,7 +69,7 @@ MEASURED = {
     "margin_profile": 2.0,
     "margin_smooth": 2.0,
     "universal": 0.5,
-    "universal_patch": 0.3,
+    "universal_patch": 0.4,
     "universal_shift": 0.25,
     "universal_smooth": 0.5,
     "universal_sparse": 0.5,
