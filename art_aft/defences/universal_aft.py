@@ -89,7 +89,8 @@ class UniversalAdversarialFineTuning(Defence):
     :param momentum: SGD's momentum.
     :param weight_decay: SGD's weight decay.
     :param l2_sp: How strongly parameters are pulled to those of the infected model: the weight of half the squared
-        distance, which is added to the loss. 0 is not at all.
+        distance, which is added to the sum of the losses of all images. The fewer images, the stronger the pull. 0 is
+        not at all.
     :param schedule: The learning rate over the steps: "constant", "cosine" or "one_cycle".
     :param padding: Random crops after padding by this many pixels; 0 is none. None is 4, or less on images of fewer
         than 32 pixels: an eighth of the shorter side.
@@ -237,7 +238,9 @@ class UniversalAdversarialFineTuning(Defence):
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Fine-tune in place on perturbed and clean images; teachers, where there are some, teach the clean ones."""
-        recipe = self._recipe(nb_epochs=nb_epochs, seed=seed_for(self.seed, "stage 2"))
+        # Of the mean over images, so that the pull is as a prior, which more images overrule.
+        pull = self.l2_sp / len(images)
+        recipe = self._recipe(nb_epochs=nb_epochs, seed=seed_for(self.seed, "stage 2"), l2_sp=pull)
         directions = Directions(
             classifier.nb_classes,
             target,

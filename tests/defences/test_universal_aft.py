@@ -277,7 +277,7 @@ class TestDistillation:
             fit(classifier, batches, recipe, **settings)
 
         monkeypatch.setattr(universal_aft, "fit", watch)
-        for strength in (0.0, 2.0):
+        for strength in (0.0, 2.0 * N):
             settings = {"l2_sp": strength, "temperature": 3.0, "label_epochs": 2, "nb_epochs": 20}
             purified = universal(classifier, marked(), sparse_share=0.0, **settings)(x, y=y)
             vectors = [torch.nn.utils.parameters_to_vector(each.model.parameters()) for each in (classifier, purified)]
