@@ -30,7 +30,6 @@ class Trial:
     :param accepted: Whether that is enough.
     :param stages: The parts of the run.
     :param seconds: How long it took.
-    :param remarks: What is worth knowing and speaks against nothing, such as that the model returns probabilities.
     """
 
     settings: Mapping[str, Any]
@@ -57,6 +56,7 @@ class PurificationReport:
         before purification. They are in the log, too.
     :param images_trusted: Whether accuracy on the images tells what purification costs. False where classes are
         missing, or where the classifier got fewer than half of the images right.
+    :param remarks: What is worth knowing and speaks against nothing, such as that the model returns probabilities.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
