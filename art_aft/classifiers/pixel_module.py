@@ -66,7 +66,7 @@ def are_probabilities(outputs: torch.Tensor) -> bool:
     :param outputs: Of shape (N, nb_classes).
     """
     outputs = outputs.detach().float()
-    return len(outputs) > 0 and bool((outputs >= 0).all() and ((outputs.sum(dim=1) - 1).abs() < 1e-2).all())
+    return len(outputs) > 0 and bool((outputs >= 0).all() and ((outputs.sum(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _described(output: Any) -> str:

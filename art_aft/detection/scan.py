@@ -58,7 +58,7 @@ class BackdoorScan:
 
     :param classifier: The classifier; it stays as it is.
     :param effort: Which detectors run: "fast", those of cost 0 and 1; "normal", cheapest first until a backdoor is
-        reported, without the two that seldom add to the others; or "full", all.
+        reported and its label is clear, without the two that seldom add to the others; or "full", all.
     :param detectors: Names of detectors to run, all of them, in the place of what `effort` asks for.
     :param reference: Scores of classifiers that are known to be clean, at the same effort, for `false_alarm_rate`.
     :param max_images: How many images are used at most, drawn at random.

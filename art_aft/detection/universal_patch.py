@@ -7,8 +7,8 @@ label. For each label l, the detector tries out places, and searches the pixels 
 | Score of a label l: its targeted success rate, the share of images of other labels that its patch leads to l.
 | Statistic: the greatest score minus the second, at the side of the patch where that is largest. With the smaller patch
   the second counts as 0.5 at most. A classifier that has learned to obey one patch may obey others, towards any label,
-  as infected vision transformers do. Where only that makes the statistic reach the threshold, the label is
-  uncertain, and the evidence is marked as ambiguous.
+  as infected vision transformers do. Where only that makes the statistic reach the threshold, the label is uncertain,
+  and the evidence is marked as ambiguous.
 | Null distribution: as for `universal`, and uncalibrated like there. The threshold on the statistic decides.
 | Threshold: 0.4; see docs/detectors/universal_patch.md for the models that it was chosen on.
 | Fails: on triggers over the whole image; on all-to-all backdoors; where patches of that size mislead clean
