@@ -41,8 +41,8 @@ def add(commands: Any) -> None:
         help="remove a backdoor from a model, with a few clean images",
         description="Remove a backdoor from a model. Writes the purified model to OUTPUT.safetensors and OUTPUT.json, "
         "a report to OUTPUT.html and OUTPUT.report.json, and a picture to OUTPUT.png. Exit status: 0 done, 1 the "
-        "purified model lost too much accuracy, or the images cannot tell, and it was not written; `art-aft --help` "
-        "has those of errors.",
+        "purified model lost too much accuracy, a label still stands out in it, or the images cannot tell, and it was "
+        "not written; `art-aft --help` has those of errors.",
         examples=(
             "art-aft purify suspect.pth --model wrn-16-1 --input-shape 3 32 32 --nb-classes 10 --data clean.zip "
             "--output purified",
@@ -103,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
 
     before, after = (_measure(each, held) for each in (stored.classifier, purified))
     kept = at_most(before["held_out_accuracy"] - after["held_out_accuracy"], allowed)
-    accepted = kept and findings["images_trusted"]
+    remains = findings.get("remaining_label") is not None
+    accepted = kept and findings["images_trusted"] and not remains
     print(
         f"held-out accuracy {100 * before['held_out_accuracy']:.1f} -> {100 * after['held_out_accuracy']:.1f} "
         f"({len(held)} images), {findings['seconds']:.1f} seconds"
@@ -130,7 +131,8 @@ def run(options: argparse.Namespace) -> int:
     _write_page(options, report, purify_lines(options, settings), classes)
     if not accepted:
         why = f"lost more than --max-accuracy-drop {allowed:g}" if not kept else "; ".join(findings["notes"])
-        print(f"{why}: no model is written", file=sys.stderr)
+        how = " (--set look_again=False writes it)" if remains and kept and findings["images_trusted"] else ""
+        print(f"{why}: no model is written{how}", file=sys.stderr)
         return 1
     print(f"written: {options.output}.safetensors")
     return 0

@@ -136,8 +136,9 @@ class Defence(Transformer):
         purified = clone(self.classifier) if transformed_classifier is None else transformed_classifier
         report = self.run_within(purified, images, callback)
         accepted = report.accepted and judgement.trusted
+        notes = (*judgement.notes, *report.notes)
         self.report = dataclasses.replace(
-            report, accepted=accepted, notes=judgement.notes, images_trusted=judgement.trusted, remarks=remarks
+            report, accepted=accepted, notes=notes, images_trusted=judgement.trusted, remarks=remarks
         )
         return purified
 

@@ -52,8 +52,8 @@ class PurificationReport:
         where training diverged, and where the images cannot tell (`images_trusted`).
     :param changed: Whether any weight or running statistic is another one than before.
     :param chosen: What the defence chose by itself, by name.
-    :param notes: What speaks against the images: few, missing classes, or a classifier that gets most of them wrong
-        before purification. They are in the log, too.
+    :param notes: What speaks against the result: few images, missing classes, a classifier that gets most of them wrong
+        before purification, or a label that still stands out afterwards. They are in the log, too.
     :param images_trusted: Whether accuracy on the images tells what purification costs. False where classes are
         missing, or where the classifier got fewer than half of the images right.
     :param remarks: What is worth knowing and speaks against nothing, such as that the model returns probabilities.

@@ -187,7 +187,7 @@ class UniversalAdversarialFineTuning(Defence):
     def _purify(self, classifier: PyTorchClassifier, images: Images, run: Run) -> UniversalReport:
         images = seen_in(images, self.max_steps, self.batch_size, self.seed)
         with run.stage("Stage 1"):
-            found = self._find(classifier, images)
+            found = self.find_perturbations(classifier, images)
             target = self._focused_label(classifier, images, found)
         teachers: list[PyTorchClassifier] = []
         if self.temperature:
@@ -209,8 +209,14 @@ class UniversalAdversarialFineTuning(Defence):
             return self.target
         return suspected_label(classifier, images, found.kinds)
 
-    def _find(self, classifier: PyTorchClassifier, images: Images) -> UniversalPerturbations:
-        """Return perturbations towards each label: those given, and what they lack."""
+    def find_perturbations(self, classifier: PyTorchClassifier, images: Images) -> UniversalPerturbations:
+        """
+        Run Stage 1 alone, as a part of another defence, which has checked classifier and images.
+
+        :param classifier: The classifier; it stays as it is.
+        :param images: Checked images with labels.
+        :return: The perturbations that were given, with what they lacked.
+        """
         settings: dict[str, Any] = {
             "precision": self.precision,
             "seed": seed_for(self.seed, "attack", 0),

@@ -42,10 +42,8 @@ def suspected_label(
     :return: The label. None where no perturbation has a lead of `LEAD` and none stands out by a p-value of `SUSPICIOUS`
         or less, the last layer does not give the logits, or there are fewer than three labels.
     """
-    if classifier.nb_classes < 3:
-        return None
-    label = _reached_first(classifier, x, perturbations) if isinstance(x, Images) and len(perturbations) else None
-    if label is not None:
+    label = reached_first(classifier, x, perturbations) if isinstance(x, Images) and len(perturbations) else None
+    if label is not None or classifier.nb_classes < 3:
         return label
     weights = output_weights(classifier, x.pixels if isinstance(x, Images) else x)
     if weights is None or len(weights) < 3:
@@ -54,8 +52,17 @@ def suspected_label(
     return int(scores.argmax()) if p_value <= SUSPICIOUS else None
 
 
-def _reached_first(classifier: PyTorchClassifier, images: Images, perturbations: Sequence[np.ndarray]) -> int | None:
-    """Return the label whose perturbation has the largest lead in targeted success, if it is large enough."""
+def reached_first(classifier: PyTorchClassifier, images: Images, perturbations: Sequence[np.ndarray]) -> int | None:
+    """
+    Return the label whose perturbation has the largest lead in targeted success over any other label's.
+
+    :param classifier: The classifier; it stays as it is.
+    :param images: Checked images with labels.
+    :param perturbations: One towards each label, of shape (nb_classes, *input_shape), for each kind.
+    :return: The label; None where the lead is less than `LEAD`, or there are fewer than three labels.
+    """
+    if classifier.nb_classes < 3:
+        return None
     few = images_for(classifier, images, max_images=images_per_label(_IMAGES, classifier.nb_classes, 50), seed=0)
     best, label = 0.0, -1
     for each in perturbations:

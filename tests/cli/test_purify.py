@@ -174,6 +174,18 @@ def test_too_much_accuracy_lost_means_status_1_and_no_model(infected, model, tmp
     assert report["before"]["held_out_accuracy"] - report["after"]["held_out_accuracy"] > 0.1
 
 
+def test_a_label_that_still_stands_out_means_status_1_and_no_model(infected, model, tmp_path, capsys):
+    np.savez(tmp_path / "clean.npz", x=infected.x, y=infected.y)
+    idle = ["--set", "candidates=[{'nb_epochs': 0, 'temperature': 0.0, 'max_iter': 8}]", "min_steps=0"]
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *idle) == 1
+    assert "label 0 still stands out" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert (report["accepted"], report["remaining_label"]) == (False, 0)
+    assert purify(model, tmp_path / "clean.npz", tmp_path / "out", *idle, "look_again=False") == 0
+    assert (tmp_path / "out.safetensors").exists()
+
+
 ARCHITECTURE = ["--input-shape", "1", "16", "16", "--nb-classes", "10"]
 QUICK = ["--defence", "fine_tuning", "--no-horizontal-flip", "--set", "nb_epochs=1", "padding=0"]
 

@@ -33,6 +33,7 @@ WILD = {**GENTLE, "nb_epochs": 3, "learning_rate": 100.0}
 OWN = {
     "min_steps": 0,
     "pruning_drop": 0.0,
+    "look_again": False,
     "batch_size": 8,
     "padding": 0,
     "horizontal_flip": False,
@@ -73,7 +74,7 @@ def held_out(x, y, share=0.2, seed=OWN["seed"]):
 
 
 def by_hand(classifier, settings):
-    own = {key: value for key, value in OWN.items() if key not in ("min_steps", "pruning_drop")}
+    own = {key: value for key, value in OWN.items() if key not in ("min_steps", "pruning_drop", "look_again")}
     return UniversalAdversarialFineTuning(classifier, **settings, **own)
 
 
@@ -271,7 +272,22 @@ def test_a_backdoor_goes_with_the_default_candidates(infected):
     assert scores.asr < 0.1
     assert scores.acc > infected.scores(infected.classifier).acc - 0.03
     assert defence.report.accepted
+    assert defence.report.remaining_label is None
+    assert defence.report.stages[-1].name == "Second look"
     assert defence.report.chosen["nb_epochs"] == 20  # of three steps
+
+
+@pytest.mark.parametrize("look_again", [True, False])
+def test_a_result_in_which_a_label_still_stands_out_is_not_accepted(infected, look_again):
+    nothing = {"nb_epochs": 0, "temperature": 0.0, "max_iter": 8}  # the backdoor stays as it is
+    own = {"horizontal_flip": False, "min_steps": 0, "look_again": look_again}
+    defence = AutomaticFineTuning(infected.classifier, candidates=(nothing,), **own)
+    assert infected.scores(defence(infected.x, y=infected.y)).asr > 0.9
+    report = defence.report
+    assert report.trials[0].accepted
+    assert report.remaining_label == (0 if look_again else None)
+    assert report.accepted is not look_again
+    assert [note.partition(":")[0] for note in report.notes] == ["label 0 still stands out"] * look_again
 
 
 @pytest.mark.parametrize(

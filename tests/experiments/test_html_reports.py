@@ -226,6 +226,7 @@ def test_the_words_of_a_scan_say_what_it_found():
     [
         ({}, "good", "It gets 90.0 % right on 20 clean images that were held out; before, 95.0 %."),
         ({"accepted": False}, "bad", "it lost more than 10 points"),
+        ({"accepted": False, "remaining_label": 3}, "bad", "one label still stands out"),
         ({"accepted": False, "images_trusted": False}, "unsure", "the images cannot tell"),
         ({"changed": False}, "unsure", "changed nothing"),
     ],

@@ -46,6 +46,10 @@ def purification_verdict(report: Row) -> Verdict:
         first = "No purified model was written, because the images cannot tell what the purification costs."
         act = "Mend what is named here, and purify again. The suspected model is as it was."
         return Verdict("unsure", "The images cannot tell", (first, *notes, act))
+    if report.get("remaining_label") is not None:
+        first = "No purified model was written, because one label still stands out in it, as in an infected model."
+        act = "Give more clean images, or try another defence. `--set look_again=False` writes the model all the same."
+        return Verdict("bad", "The backdoor may be left", (first, numbers, *notes, act))
     if not report["accepted"]:
         first = (
             f"No purified model was written, because it lost more than {100 * report['max_accuracy_drop']:g} points."
