@@ -107,9 +107,9 @@ def towards_labels(classifier: PyTorchClassifier, images: Images, **search: Any)
     :param search: Settings of `universal_perturbations`, except `batch_size`, `labels` and `relative`.
     :return: float32 perturbations of shape (nb_classes, *input_shape).
     """
-    nb_classes, step = classifier.nb_classes, {"batch_size": _STEP}
+    nb_classes = classifier.nb_classes
     if nb_classes <= _WHOLE:
-        return universal_perturbations(classifier, images, **step, **search)
+        return universal_perturbations(classifier, images, batch_size=_STEP, **search)
     found = universal_perturbations(classifier, images, batch_size=images_per_label(_STEP, nb_classes, 4), **search)
     few = images_for(classifier, images, max_images=100, seed=0)
     rates = targeted_success(classifier, few, found, range(nb_classes))
@@ -117,7 +117,7 @@ def towards_labels(classifier: PyTorchClassifier, images: Images, **search: Any)
     best = [
         int(number_of_first(float(label), classifier.device)) for label in np.argsort(-rates, kind="stable")[:_WHOLE]
     ]
-    found[best] = universal_perturbations(classifier, images, labels=best, **step, **search)
+    found[best] = universal_perturbations(classifier, images, batch_size=_STEP, labels=best, **search)
     return found
 
 
