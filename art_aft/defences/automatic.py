@@ -122,8 +122,8 @@ class AutomaticFineTuning(Defence):
     :param otherwise: What to do if all candidates lose more: "return" the strongest of those that lose least, within a
         standard error (the report then has `accepted=False`), or "raise" `AccuracyLost`.
     :param held_out: The share of the clean images, in (0, 0.9], that only measures.
-    :param look_again: Whether to search the purified classifier for perturbations afresh. It takes a good third of the
-        time of a trial.
+    :param look_again: Whether to search the purified classifier for perturbations afresh, which takes less time than a
+        trial.
     :param min_steps: Stage 2 passes over few images so often that it makes at least this many steps.
     :param batch_size: Images a step.
     :param padding: Random crops after padding by this many pixels; 0 is none. None is 4, or less on images of fewer

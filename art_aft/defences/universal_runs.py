@@ -12,7 +12,7 @@ from art_aft.adversarial.perturbation_sets import UniversalPerturbations
 from art_aft.data.images import Images
 from art_aft.defences.base import Defence
 from art_aft.defences.universal_aft import UniversalAdversarialFineTuning, UniversalReport
-from art_aft.detection.suspicion import reached_first
+from art_aft.detection.suspicion import FOUND, reached_first
 from art_aft.runtime.random_state import seed_for
 
 _COMMON = ("batch_size", "padding", "horizontal_flip", "precision", "seed", "verbose")
@@ -71,7 +71,7 @@ class UniversalRuns:
     def remaining_label(self, purified: PyTorchClassifier, settings: Mapping[str, Any], images: Images) -> int | None:
         """
         Search a purified classifier for perturbations afresh, and return the label that they reach much more easily
-        than any other.
+        than any other, by the lead at which the scan would report it.
 
         :param purified: The purified classifier; it stays as it is.
         :param settings: Settings of `UniversalAdversarialFineTuning`, with the bound that the infected classifier got.
@@ -80,4 +80,4 @@ class UniversalRuns:
         """
         other = {"perturbations": None, "seed": seed_for(self.common["seed"], "second look")}
         search = UniversalAdversarialFineTuning(purified, **{**settings, **self.common, **other})
-        return reached_first(purified, images, search.find_perturbations(purified, images).kinds)
+        return reached_first(purified, images, search.find_perturbations(purified, images).kinds, FOUND)

@@ -18,6 +18,9 @@ from art_aft.runtime.processes import number_of_first
 #: The lead in targeted success from which a label is suspected: half of what the detector `universal` wants.
 LEAD = 0.25
 
+#: The lead from which a label counts as found: that of the detectors `universal` and `universal_sparse`.
+FOUND = 2 * LEAD
+
 #: The p-value up to which the last layer's label is suspected. It is more generous than the detector's threshold, for a
 #: defence that is given a wrong label loses little.
 SUSPICIOUS = 0.1
@@ -52,14 +55,17 @@ def suspected_label(
     return int(scores.argmax()) if p_value <= SUSPICIOUS else None
 
 
-def reached_first(classifier: PyTorchClassifier, images: Images, perturbations: Sequence[np.ndarray]) -> int | None:
+def reached_first(
+    classifier: PyTorchClassifier, images: Images, perturbations: Sequence[np.ndarray], lead: float = LEAD
+) -> int | None:
     """
     Return the label whose perturbation has the largest lead in targeted success over any other label's.
 
     :param classifier: The classifier; it stays as it is.
     :param images: Checked images with labels.
     :param perturbations: One towards each label, of shape (nb_classes, *input_shape), for each kind.
-    :return: The label; None where the lead is less than `LEAD`, or there are fewer than three labels.
+    :param lead: The least lead, in [0, 1].
+    :return: The label; None where the lead is smaller, or there are fewer than three labels.
     """
     if classifier.nb_classes < 3:
         return None
@@ -71,5 +77,5 @@ def reached_first(classifier: PyTorchClassifier, images: Images, perturbations: 
         if first - second > best:
             best, label = float(first - second), int(rates.argmax())
     # Processes that round differently must not go apart.
-    label = int(number_of_first(float(label if best >= LEAD else -1), classifier.device))
+    label = int(number_of_first(float(label if best >= lead else -1), classifier.device))
     return label if label >= 0 else None
