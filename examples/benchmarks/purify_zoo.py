@@ -49,6 +49,7 @@ def row(settings: VictimSettings, defence: str, options: argparse.Namespace) -> 
         "accepted": report.accepted,
         "trials": [{"accuracy": each.accuracy, "accepted": each.accepted} for each in getattr(report, "trials", ())],
         "chosen": {name: value for name, value in report.chosen.items() if not isinstance(value, np.ndarray)},
+        "remaining_label": getattr(report, "remaining_label", None),
         "seconds": report.seconds,
     }
 
