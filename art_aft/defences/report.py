@@ -49,7 +49,7 @@ class PurificationReport:
     :param stages: Its parts, in order.
     :param seconds: How long all of it took.
     :param accepted: Whether the purified classifier keeps enough accuracy; True where the defence sets no bound. False
-        where training diverged, and where the images cannot tell (`images_trusted`).
+        where training diverged, where a label still stands out, and where the images cannot tell (`images_trusted`).
     :param changed: Whether any weight or running statistic is another one than before.
     :param chosen: What the defence chose by itself, by name.
     :param notes: What speaks against the result: few images, missing classes, a classifier that gets most of them wrong

@@ -29,6 +29,7 @@ QUICK = {
     "settings": {"nb_epochs": 2, "label_epochs": 1, "learning_rate": 0.05, "max_iter": 2},
     "label_epochs": 1,
     "fold_steps": 2,
+    "look_again": False,  # the same search as Stage 1, once more
     "n_folds": 2,
     "largest_suspect": 1.0,
 }
