@@ -26,7 +26,8 @@ NETWORK, SHAPE, NB_CLASSES = "wrn-16-1", (3, 32, 32), 10
 
 #: Images that pass forward and backward, counted with ten labels and 300 clean images of digits: in a scan of effort
 #: "normal" that finds nothing, and in a purification by "auto" whose first trial is accepted, there in both
-#: searches for perturbations and in Stage 2. They are work, and not time; tests/experiments/test_doctor.py counts them again.
+#: searches for perturbations and in Stage 2. They are work, and not time; tests/experiments/test_doctor.py counts them
+#: again.
 SCAN_IMAGES, STAGE_1_IMAGES, STAGE_2_IMAGES = 285_000, 100_000, 48_000
 
 
