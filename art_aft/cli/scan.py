@@ -11,13 +11,15 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from art.estimators.classification import PyTorchClassifier
+
 from art_aft.checks import check_number, check_seed
 from art_aft.cli.inputs import add_model, inputs, open_model, read_images
 from art_aft.cli.options import check_writable
 from art_aft.cli.parsing import add_command
 from art_aft.cli.python_lines import scan_lines
 from art_aft.detection.base import Evidence
-from art_aft.detection.picture import scan_picture
+from art_aft.detection.picture import perturbation_picture, scan_picture
 from art_aft.detection.report import ScanReport
 from art_aft.detection.scan import EFFORTS, BackdoorScan
 from art_aft.experiments.reports.parts import Source
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     settings = {"effort": options.effort, "seed": options.seed, "verbose": not options.quiet}
     report = BackdoorScan(classifier, reference=reference, **settings)(images)
     print(_text(report))
-    facts = {**_facts(report), "effort": options.effort, "n_images": len(images)} | environment()
+    facts = {**_facts(report, classifier), "effort": options.effort, "n_images": len(images)} | environment()
     options.report = facts
     if options.output:
         _write(
@@ -127,16 +129,21 @@ def _score(path: Path, effort: str) -> float:
     return check_number("--reference: score", facts["score"], minimum=0.0)
 
 
-def _facts(report: ScanReport) -> dict[str, Any]:
+def _facts(report: ScanReport, classifier: PyTorchClassifier) -> dict[str, Any]:
     """Return the report as values that JSON knows."""
     matrix = None if report.label_matrix is None else report.label_matrix.tolist()
-    return {**asdict(report), "evidence": [*map(_row, report.evidence)], "label_matrix": matrix}
+    found = [_row(evidence, classifier) for evidence in report.evidence]
+    return {**asdict(report), "evidence": found, "label_matrix": matrix}
 
 
-def _row(evidence: Evidence) -> dict[str, Any]:
+def _row(evidence: Evidence, classifier: PyTorchClassifier) -> dict[str, Any]:
     """Return the evidence as values that JSON knows; None stands for an infinite score, such as that of no trigger."""
+    row = asdict(evidence)
+    added = row.pop("perturbation")
+    if added is not None and evidence.score >= 1:
+        row["picture"] = perturbation_picture(added, classifier)
     scores = [score if math.isfinite(score) else None for score in evidence.scores]
-    return {**asdict(evidence), "score": evidence.score, "scores": scores}
+    return {**row, "score": evidence.score, "scores": scores}
 
 
 def _text(report: ScanReport) -> str:

@@ -35,6 +35,8 @@ class Evidence:
     :param supports: Whether it only supports the evidence of others; see `Detector.supports`.
     :param ambiguous: Whether other labels follow so closely that another detector may know the label better. A report
         then does not end a scan, and its label comes after theirs.
+    :param perturbation: What was added to all images to lead them to `label`, float32 of the shape of an image, in
+        units of `clip_values`; sums were clipped to these. None where the detector adds nothing to images.
     """
 
     detector: str
@@ -48,6 +50,7 @@ class Evidence:
     label_p_values: tuple[float, ...] = ()
     supports: bool = False
     ambiguous: bool = False
+    perturbation: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def score(self) -> float:
@@ -139,12 +142,24 @@ class Detector(abc.ABC):
         shift: bool = False,
         label_p_values: Sequence[float] | np.ndarray = (),
         ambiguous: bool = False,
+        perturbation: np.ndarray | None = None,
     ) -> Evidence:
         """Return `Evidence` under the detector's own name and threshold; the parameters are those of `Evidence`."""
         values = tuple(np.asarray(scores, dtype=float).tolist())
         each = tuple(np.asarray(label_p_values, dtype=float).tolist())
         return Evidence(
-            self.name, label, statistic, self.threshold, p_value, values, details, shift, each, self.supports, ambiguous
+            self.name,
+            label,
+            statistic,
+            self.threshold,
+            p_value,
+            values,
+            details,
+            shift,
+            each,
+            self.supports,
+            ambiguous,
+            perturbation,
         )
 
 

@@ -5,9 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
 
+from art_aft.classifiers.classifier import check_classifier
 from art_aft.detection.report import ScanReport
 from art_aft.runtime.extras import extra
+
+# A browser draws a picture of so many fields a side without delay.
+_MOST_FIELDS = 64
+
+
+def perturbation_picture(perturbation: np.ndarray, classifier: PyTorchClassifier) -> list[list[list[int]]]:
+    """
+    Return a perturbation as a picture: what it makes of an image that is grey all over.
+
+    :param perturbation: Of the shape of an image, in units of `clip_values`.
+    :param classifier: The classifier, for the range and the layout of its pixels.
+    :return: Whole numbers from 0 to 255, of shape (H, W, 3). Larger images are averaged down to 64 fields a side;
+        another number of channels than three gives shades of grey.
+    """
+    low, high = check_classifier("classifier", classifier)
+    added = torch.from_numpy(perturbation if classifier.channels_first else np.moveaxis(perturbation, -1, 0))
+    shown = (0.5 + added / (high - low)).clamp(0, 1)
+    shown = torch.nn.functional.adaptive_avg_pool2d(shown, [min(side, _MOST_FIELDS) for side in shown.shape[1:]])
+    if len(shown) != 3:
+        shown = shown.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    pixels: list[list[list[int]]] = (255 * shown).round().int().movedim(0, -1).tolist()
+    return pixels
 
 
 def scan_picture(report: ScanReport, path: Path) -> None:

@@ -79,7 +79,14 @@ def cauchy_combination(p_values: np.ndarray) -> np.ndarray:
     return np.arctan2(1.0, combined) / np.pi
 
 
-def lead(detector: Detector, scores: np.ndarray, details: str, *, shift: bool = False) -> Evidence:
+def lead(
+    detector: Detector,
+    scores: np.ndarray,
+    details: str,
+    *,
+    shift: bool = False,
+    perturbations: np.ndarray | None = None,
+) -> Evidence:
     """
     Return evidence whose statistic is the greatest score minus the second, with the p-value of `grubbs_p_value`.
 
@@ -87,15 +94,17 @@ def lead(detector: Detector, scores: np.ndarray, details: str, *, shift: bool = 
     :param scores: The score of each label, of shape (nb_classes,); of each shift from 1 on, (nb_classes - 1,).
     :param details: Where it was found.
     :param shift: Whether the scores are those of shifts.
+    :param perturbations: What was added to images for each score, of shape (len(scores), *input_shape).
     """
-    second, first = np.sort(scores)[-2:]
+    (second, first), best = np.sort(scores)[-2:], int(scores.argmax())
     return detector.evidence(
         scores,
-        label=int(shift) + int(scores.argmax()),
+        label=int(shift) + best,
         statistic=float(first - second),
         p_value=grubbs_p_value(scores),
         details=details,
         shift=shift,
+        perturbation=None if perturbations is None else perturbations[best],
     )
 
 

@@ -73,12 +73,13 @@ def search(
     for size in sizes:
         eps = size * default_eps(norm, classifier.input_shape, images.clip_values)
         look = _Look(suspect, norm, eps, shift)
-        rates = look(labels, whole=len(labels) <= _FINALISTS + 1)
+        rates, perturbations = look(labels, whole=len(labels) <= _FINALISTS + 1)
         if len(labels) > _FINALISTS + 1:
             ranked = np.argsort(-rates, kind="stable")
             final = np.append(ranked[:_FINALISTS], ranked[len(ranked) // 2])
-            rates[final] = look(labels[final], whole=True)
-        found.append(lead(detector, rates, f"L2 {eps:.3g}" if norm else f"{eps:.0f} pixels", shift=shift))
+            rates[final], perturbations[final] = look(labels[final], whole=True)
+        bound = f"L2 {eps:.3g}" if norm else f"{eps:.0f} pixels"
+        found.append(lead(detector, rates, bound, shift=shift, perturbations=perturbations))
         if np.median(rates) > ORDINARY or (suspect.stop_early and found[-1].score >= 1):
             break
     return greatest(found)
@@ -100,8 +101,8 @@ class _Look:
     eps: float
     shift: bool
 
-    def __call__(self, labels: np.ndarray, *, whole: bool) -> np.ndarray:
-        """Return the targeted success rate towards each of some labels."""
+    def __call__(self, labels: np.ndarray, *, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the targeted success rate towards each of some labels, and the perturbations."""
         suspect = self.suspect
         steps = 20 if self.norm else 30
         # Twice as many images a step find no better perturbations. A rate of 400 images has a standard error of 0.025
@@ -122,4 +123,4 @@ class _Look:
             verbose=suspect.verbose,
         )
         images = images_for(suspect.classifier, suspect.images, max_images=rated, seed=suspect.seed)
-        return targeted_success(suspect.classifier, images, perturbations, **given)
+        return targeted_success(suspect.classifier, images, perturbations, **given), perturbations

@@ -59,6 +59,10 @@ class UniversalPatch(Detector):
         second, first = np.sort(patches.success)[-2:]
         label = int(patches.success.argmax())
         row, column = patches.places[label]
+        classifier = suspect.classifier
+        added = patches.as_perturbations(
+            classifier.input_shape, suspect.images.clip_values, channels_first=classifier.channels_first
+        )
         return self.evidence(
             patches.success,
             label=label,
@@ -66,4 +70,5 @@ class UniversalPatch(Detector):
             p_value=grubbs_p_value(patches.success),
             details=f"{side}x{side} pixels at row {row}, column {column}",
             ambiguous=bool(first - second < self.threshold <= first - ordinary),
+            perturbation=added[label],
         )

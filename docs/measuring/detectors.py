@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from measuring.rows import ATTACKS, Row, as_table, rows
+from measuring.rows import ATTACKS, DATA, Row, as_table, percent, rows
 
 # A poisoned model whose trigger works on less than half of the images; counted with neither the infected nor the clean.
 FAILED = "failed attack"
@@ -40,8 +40,10 @@ class Models:
 
 
 NOW = Models("digits, third held-out list", ("scan_third_held_out_digits",))
+PHOTOGRAPHS = Models("CIFAR-10 and GTSRB", ("scan_photographs",))
 MODELS = [
     NOW,
+    PHOTOGRAPHS,
     Models("digits, second held-out list", ("scan_second_held_out_digits",)),
     Models("digits, first held-out list", ("scan_held_out_digits",)),
     Models("digits, earlier scan", ("scan_digits_judge", "scan_zoo_judge"), "digits"),
@@ -162,7 +164,8 @@ HEADER = [
 def scans() -> str:
     """Return how often the scan was right, on each set of models."""
     sets = [
-        Models("the scan as it is: digits, four architectures", NOW.files),
+        Models("the same but for one threshold: digits, four architectures", NOW.files),
+        Models("the scan with today's thresholds: CIFAR-10 and GTSRB", PHOTOGRAPHS.files),
         Models("before the last two thresholds: digits, four architectures", ("scan_second_held_out_digits",)),
         Models("before `universal_patch`: digits, four architectures", ("scan_held_out_digits",)),
         Models("an earlier scan: digits, four architectures", ("scan_digits_judge",)),
@@ -185,6 +188,23 @@ def groups() -> str:
     for rate in sorted({row["rate"] for row in every if row["rate"]}):
         lines.append(verdicts(f"{100 * rate:g} % poisoned", [row for row in every if row["rate"] == rate]))
     return as_table(HEADER, lines)
+
+
+def photographs() -> str:
+    """Return what the scan said of each model of photographs."""
+    lines = []
+    for row in PHOTOGRAPHS():
+        attack, comma, labels = row["kind"].partition(",")
+        clean = row["kind"] == "clean"
+        kind = "clean" if clean else f"{ATTACKS[attack]}{comma}{labels}, {100 * row['rate']:g} %"
+        data, model = row["model"].split("-")[:2]
+        architecture = next(title for name, title in ARCHITECTURES.items() if model.startswith(name))
+        accused = ", ".join(map(str, row["targets"]))
+        right = accused and (f"{accused}, the attacker's" if row["label_right"] else f"{accused}, another one")
+        scores = percent([row["scores"]["acc"]]) + ("" if clean else f" / {percent([row['scores']['asr']])}")
+        name = f"{DATA[data]}, {architecture}, {kind}"
+        lines.append([name, scores, row["verdict"], right, f"{row['score']:.2f}", f"{row['seconds']:.0f}"])
+    return as_table(["model", "ACC / ASR", "verdict", "label", "score", "seconds"], lines)
 
 
 def mistakes() -> str:
@@ -218,4 +238,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "scans": scans,
     "scan_groups": groups,
     "scan_mistakes": mistakes,
+    "scan_photographs": photographs,
 }

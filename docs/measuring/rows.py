@@ -12,6 +12,7 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parents[2] / "examples" / "results"
 ATTACKS = {"badnets": "BadNets", "blend": "Blend", "sig": "SIG", "wanet": "WaNet", "input_aware": "Input-aware"}
+DATA = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB"}
 Row = Mapping[str, Any]
 
 

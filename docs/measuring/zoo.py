@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from measuring.rows import Row, as_table, both, percent, rows
+from measuring.detectors import ARCHITECTURES
+from measuring.rows import ATTACKS, DATA, Row, as_table, both, percent, rows
 
 # A model counts as infected where its attack works on this share of images, before anything is done to it.
 WORKS = 0.5
@@ -40,4 +41,21 @@ def purified() -> str:
     return as_table(header, lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"purify_zoo": purified}
+def photographs() -> str:
+    """Return what `auto` did to each model of photographs."""
+    lines = []
+    for row in rows("purify_photographs"):
+        data, model = row["model"].split("-")[:2]
+        seen = ", clean images seen" if row["seen"] else ""
+        kind = f"{ATTACKS[row['attack']]}, {100 * row['rate']:g} %" if row["rate"] else "clean"
+        before, after = (
+            both([row[when]["acc"]], [row[when]["asr"]]) if row["rate"] else percent([row[when]["acc"]])
+            for when in ("before", "after")
+        )
+        accepted = "yes" if row["accepted"] else "no"
+        name = f"{DATA[data]}, {ARCHITECTURES[model]}, {kind}{seen}"
+        lines.append([name, before, after, accepted, str(len(row["trials"])), f"{row['seconds']:.0f}"])
+    return as_table(["model", "ACC / ASR before", "after", "accepted", "trials", "seconds"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"purify_zoo": purified, "purify_photographs": photographs}

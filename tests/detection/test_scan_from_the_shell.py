@@ -6,13 +6,14 @@ from io import StringIO
 
 import numpy as np
 import pytest
+from helpers import TinyNet
 from tqdm.auto import tqdm
 
 from art_aft.classifiers import storage
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.cli import main as cli
 from art_aft.detection.base import Evidence
-from art_aft.detection.picture import scan_picture
+from art_aft.detection.picture import perturbation_picture, scan_picture
 from art_aft.detection.report import ScanReport
 from art_aft.detection.scan import BackdoorScan
 
@@ -43,6 +44,27 @@ def test_a_report_without_the_matrix_has_a_picture_without_it(tmp_path):
     scan_picture(report_of(), tmp_path / "nothing.png")
     narrow, wide = (int.from_bytes((tmp_path / f"{none}.png").read_bytes()[16:20], "big") for none in (True, False))
     assert wide == pytest.approx(2 * narrow, abs=2)  # the widths in the headers
+
+
+def grey(shape, **settings):
+    return build_classifier(TinyNet(channels=shape[0]), input_shape=shape, nb_classes=4, **settings)
+
+
+def test_a_perturbation_is_drawn_on_grey():
+    added = np.zeros((3, 2, 4), np.float32)
+    added[0, 0, 1], added[:, 1, 3], added[2, 1, 0] = 255.0, -255.0, 51.0
+    picture = np.array(perturbation_picture(added, grey((3, 2, 4), clip_values=(0.0, 255.0))))
+    expected = np.full((2, 4, 3), 128)
+    expected[0, 1], expected[1, 3], expected[1, 0] = (255, 128, 128), (0, 0, 0), (128, 128, 179)
+    np.testing.assert_allclose(picture, expected, atol=1)
+    np.testing.assert_array_equal(perturbation_picture(added[:1] / 255, grey((1, 2, 4)))[0][1], [255] * 3)
+
+
+def test_a_large_one_is_averaged_down():
+    added = np.tile(np.float32([0.2, -0.2]), (3, 200, 100))
+    picture = np.array(perturbation_picture(added, grey((3, 200, 200))))
+    assert picture.shape == (64, 64, 3)
+    assert abs(picture - 127.5).max() < 0.2 * 255 / 2
 
 
 @pytest.fixture
@@ -76,6 +98,7 @@ def test_an_infected_model_is_status_1_and_the_report_says_why(infected, data, t
     assert report["evidence"][-1]["detector"] == "agreement"
     alone = [each for each in report["evidence"] if not each["label_p_values"] or each["detector"] == "agreement"]
     assert report["score"] == max(each["score"] for each in alone) >= 1
+    assert not [each for each in report["evidence"] if "perturbation" in each]
     assert (tmp_path / "out" / "scan.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -95,6 +118,20 @@ def test_infinite_scores_are_written_as_json_knows_them(data, fresh, tmp_path, m
     report = json.loads((tmp_path / "scan.json").read_text(), parse_constant=refuse)
     assert report["evidence"][0]["scores"] == [None, 3.0]
     assert report["label_matrix"] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_what_a_detector_added_to_images_is_shown_where_it_reports(data, fresh, tmp_path, monkeypatch):
+    added = np.zeros((1, 16, 16), np.float32)
+    added[0, 5, 7] = 1.0
+    weak = universal(detector="universal_sparse", statistic=0.4, perturbation=added)
+    found = report_of(universal(perturbation=added), weak)
+    monkeypatch.setattr("art_aft.cli.scan.BackdoorScan", lambda *_, **__: lambda *_: found)
+    cli.main(["scan", str(fresh), "--data", str(data), "--quiet", "--output", str(tmp_path / "scan")])
+    strong, other = json.loads((tmp_path / "scan.json").read_text())["evidence"]
+    assert np.shape(strong["picture"]) == (16, 16, 3)
+    assert "picture" not in other
+    page = (tmp_path / "scan.html").read_text()
+    assert page.count('<rect fill="rgb(255,255,255)" x="7" y="5" width="1" height="1"/>') == 1
 
 
 def test_reports_of_clean_models_give_a_false_alarm_rate(data, fresh, brief, tmp_path, capsys):

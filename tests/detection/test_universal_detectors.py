@@ -54,6 +54,18 @@ def test_few_pixels_lead_to_the_label_of_a_patch(target):
     assert evidence.details.endswith("pixels")
 
 
+@pytest.mark.parametrize("name", ["universal", "universal_patch", "universal_sparse"])
+def test_what_is_added_to_images_comes_with_the_evidence(name):
+    given = suspect(target=4)
+    evidence = DETECTORS[name]().detect(given)
+    x, y = given.images.pixels[given.images.labels != 4], np.array(4)
+    led = predict_labels(given.classifier, np.clip(x + evidence.perturbation, 0, 1)) == y
+    assert led.mean() == pytest.approx(evidence.scores[4], abs=0.02)
+    assert led.mean() > 0.5
+    # The trigger is the bright corner, and nothing else leads there.
+    assert evidence.perturbation[0, :2, :2].sum() == pytest.approx(np.clip(evidence.perturbation, 0, 1).sum(), abs=1.5)
+
+
 @pytest.mark.parametrize("shift", [1, 4])
 @pytest.mark.parametrize("name", ["universal_shift", "universal_sparse_shift"])
 def test_one_perturbation_moves_all_labels_on(name, shift):

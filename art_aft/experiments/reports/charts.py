@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -109,6 +110,27 @@ def matrix(title: str, shares: Sequence[Sequence[float]]) -> str:
         parts.append(f'<text x="{26 + (place + 0.5) * side:.1f}" y="288">{place}</text>')
         parts.append(f'<text x="13" y="{8 + (place + 0.5) * side:.1f}">{place}</text>')
     return _card(title, "0 0 300 294", parts, "Rows: true labels. Columns: the labels that the model gives.")
+
+
+def image(title: str, pixels: Sequence[Sequence[Sequence[int]]], note: str = "") -> str:
+    """
+    Return a small colour image.
+
+    :param title: What stands above.
+    :param pixels: Whole numbers from 0 to 255, of shape (H, W, 3).
+    :param note: What stands below.
+    """
+    parts = []
+    for row, line in enumerate(pixels):
+        column = 0
+        # Neighbours of one colour share a field, so that an image of few pixels stays a short text.
+        for (red, green, blue), run in itertools.groupby(line):
+            length = len(list(run))
+            parts.append(f'<rect fill="rgb({red},{green},{blue})" x="{column}" y="{row}" width="{length}" height="1"/>')
+            column += length
+    # Smoothed edges would leave lines between the rows.
+    parts = ['<g shape-rendering="crispEdges">', *parts, "</g>"]
+    return _card(title, f"0 0 {len(pixels[0])} {len(pixels)}", parts, note)
 
 
 def _card(title: str, box: str, parts: Sequence[str], note: str) -> str:

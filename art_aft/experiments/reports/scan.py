@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from art_aft.experiments.reports.charts import bars, gallery, matrix, meters
+from art_aft.experiments.reports.charts import bars, gallery, image, matrix, meters
 from art_aft.experiments.reports.parts import (
     Source,
     Verdict,
@@ -100,6 +100,16 @@ def _scan_evidence(report: Row, source: Source) -> list[str]:
     if report["kind"] == "all-to-all":
         pairs = [[source.label(label), source.label(to)] for label, to in enumerate(report["targets"])]
         parts += [heading("What the trigger would change"), table(["true label", "label with the trigger"], pairs)]
+    pictures = [each for each in found if each.get("picture")]
+    if pictures:
+        parts += [
+            heading("What leads images to the accused label"),
+            paragraphs(
+                "The tests that report a backdoor found these changes: each is shown as what it makes of a grey image. "
+                "Added to any image, it leads most of them to the label. It need not look like the attacker's trigger."
+            ),
+            gallery(*(image(f"{_title(each)}: {_accused(each, source)}", each["picture"]) for each in pictures)),
+        ]
     parts += [
         heading("The score of each label"),
         paragraphs("The most suspicious label is marked. Of masks (“reversed trigger”), small ones are suspicious."),
