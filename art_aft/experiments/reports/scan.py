@@ -21,9 +21,9 @@ from art_aft.experiments.rows import Row
 
 #: What the scan was measured on, and that it misses models there: docs/detection.md.
 NOT_CLEARED = (
-    "This does not clear the model. The scan was measured on digits and CIFAR-10, on small residual, VGG, plain "
-    "convolutional and transformer networks, with 1 to 10 % of the training images poisoned. It misses some of them; "
-    "docs/detection.md tells which backdoors are not seen."
+    "This does not clear the model. The scan was measured on digits, and on a few models of CIFAR-10 and GTSRB, on "
+    "small residual, VGG, plain convolutional and transformer networks, with 1 to 10 % of the training images "
+    "poisoned. It misses some of them; docs/detection.md tells which backdoors are not seen."
 )
 
 _HARM = "Do not use the model where a wrong answer does harm."
