@@ -192,6 +192,8 @@ class _Search:
                 reached = self._reached(found, part, index)
                 # Without a label, the sum of the probabilities favours the label that is reached most easily.
                 (-(reached.logsumexp(dim=1) if found.labels is None else reached).sum()).backward()
+            assert found.pixels.grad is not None
+            found.pixels.grad.nan_to_num_(0.0, 0.0, 0.0)  # an overflow is no direction
             optimizer.step()
             with torch.no_grad():
                 found.pixels.clamp_(0, 1)

@@ -216,6 +216,8 @@ class _Search:
             loss = (each * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
             (gradient,) = torch.autograd.grad(loss.sum(), r)
             with torch.no_grad():
+                # An overflow in one layer, as in a model that all but diverged, is no direction.
+                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
                 r = self.bound.step(r, gradient, number / self.max_iter)
         return r.detach(), loss.detach()
 

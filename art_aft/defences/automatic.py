@@ -13,7 +13,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_aft.checks import at_most, check_choice, check_flag, check_integer, check_number, check_sequence
-from art_aft.classifiers.classifier import clone, predict_labels
+from art_aft.classifiers.classifier import clone, predict_labels, predict_logits
 from art_aft.classifiers.layers import NothingToPrune
 from art_aft.data.images import Images
 from art_aft.defences.base import Defence, Run, register
@@ -199,7 +199,9 @@ class AutomaticFineTuning(Defence):
             )
         classifier.model.load_state_dict(taken.classifier.model.state_dict())
         remaining, notes = None, tuple[str, ...]()
-        if self.look_again:
+        # A model that diverged and gives no numbers tells nothing. All processes must look, or none.
+        finite = float(np.isfinite(predict_logits(classifier, held_out.pixels)).all())
+        if self.look_again and number_of_first(finite, classifier.device):
             with run.stage("Second look"):
                 remaining = runs.remaining_label(classifier, taken.settings, images)
         if remaining is not None:

@@ -104,7 +104,7 @@ def lead(
         p_value=grubbs_p_value(scores),
         details=details,
         shift=shift,
-        perturbation=None if perturbations is None else perturbations[best],
+        perturbation=None if perturbations is None else perturbations[best].copy(),  # not a view of all
     )
 
 

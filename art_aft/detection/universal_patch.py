@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from art_aft.adversarial.patches import find_patches, patch_side
+from art_aft.adversarial.patches import Patches, find_patches, patch_side
 from art_aft.detection.base import EXPENSIVE, Detector, Evidence, Suspect, register
 from art_aft.detection.statistics import greatest, grubbs_p_value
 
@@ -59,8 +59,8 @@ class UniversalPatch(Detector):
         second, first = np.sort(patches.success)[-2:]
         label = int(patches.success.argmax())
         row, column = patches.places[label]
-        classifier = suspect.classifier
-        added = patches.as_perturbations(
+        classifier, only = suspect.classifier, [label]
+        (added,) = Patches(patches.success[only], patches.places[only], patches.pixels[only]).as_perturbations(
             classifier.input_shape, suspect.images.clip_values, channels_first=classifier.channels_first
         )
         return self.evidence(
@@ -70,5 +70,5 @@ class UniversalPatch(Detector):
             p_value=grubbs_p_value(patches.success),
             details=f"{side}x{side} pixels at row {row}, column {column}",
             ambiguous=bool(first - second < self.threshold <= first - ordinary),
-            perturbation=added[label],
+            perturbation=added,
         )

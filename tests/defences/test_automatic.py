@@ -290,6 +290,17 @@ def test_a_result_in_which_a_label_still_stands_out_is_not_accepted(infected, lo
     assert [note.partition(":")[0] for note in report.notes] == ["label 0 still stands out"] * look_again
 
 
+@pytest.mark.parametrize("learning_rate", [1e4, 1e12, 1e30])
+def test_a_result_that_diverged_is_no_verdict_on_its_labels(victim, data, learning_rate):
+    ruin = {**WILD, "learning_rate": learning_rate, "sparse_share": 0.5}
+    defence = AutomaticFineTuning(victim, candidates=(ruin,), **{**OWN, "look_again": True})
+    purified = defence(data[0], y=data[1])
+    assert not defence.report.accepted
+    if not np.isfinite(purified.predict(data[0])).all():
+        assert defence.report.remaining_label is None
+    assert accuracy(purified, *data) < 0.5
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
