@@ -91,6 +91,13 @@ def _strongest_of_the_best(tried: Sequence[_Tried]) -> _Tried:
     return next(one for one in tried if at_most(one.drop, best.drop + best.error))
 
 
+def _gives_numbers(classifier: PyTorchClassifier, images: Images) -> bool:
+    """Return whether all outputs are finite: a model that diverged tells nothing about its labels."""
+    finite = bool(np.isfinite(predict_logits(classifier, images.pixels)).all())
+    # Processes that round differently must not go apart.
+    return bool(number_of_first(float(finite), classifier.device))
+
+
 @register("auto")
 class AutomaticFineTuning(Defence):
     """
@@ -199,9 +206,7 @@ class AutomaticFineTuning(Defence):
             )
         classifier.model.load_state_dict(taken.classifier.model.state_dict())
         remaining, notes = None, tuple[str, ...]()
-        # A model that diverged and gives no numbers tells nothing. All processes must look, or none.
-        finite = float(np.isfinite(predict_logits(classifier, held_out.pixels)).all())
-        if self.look_again and number_of_first(finite, classifier.device):
+        if self.look_again and _gives_numbers(classifier, held_out):
             with run.stage("Second look"):
                 remaining = runs.remaining_label(classifier, taken.settings, images)
         if remaining is not None:

@@ -106,7 +106,8 @@ def _scan_evidence(report: Row, source: Source) -> list[str]:
             heading("What leads images to the accused label"),
             paragraphs(
                 "The tests that report a backdoor found these changes: each is shown as what it makes of a grey image. "
-                "Added to any image, it leads most of them to the label. It need not look like the attacker's trigger."
+                "Added to images, it leads many of them to the label, or by the shift, that is named. It need not look "
+                "like the attacker's trigger."
             ),
             gallery(*(image(f"{_title(each)}: {_accused(each, source)}", each["picture"]) for each in pictures)),
         ]
