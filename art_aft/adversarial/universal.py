@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from scipy.special import log_softmax
 from tqdm.auto import tqdm
 
 from art_aft.adversarial.norms import default_eps
@@ -20,7 +21,7 @@ from art_aft.checks import (
     check_number,
     check_seed,
 )
-from art_aft.classifiers.classifier import images_for, predict_labels
+from art_aft.classifiers.classifier import images_for, predict_logits
 from art_aft.classifiers.pixel_module import borrow
 from art_aft.data.images import Images
 from art_aft.data.pixels import clamped, to_float
@@ -246,11 +247,41 @@ def targeted_success(
     :param relative: Whether that is added to each image's own label, modulo the number of labels.
     :return: Shares in [0, 1], of shape (K,).
     """
+    led = _led(classifier, images, perturbations, labels, relative=relative)
+    return np.array([np.mean(logits.argmax(axis=1) == wanted) if len(wanted) else 0.0 for logits, wanted in led])
+
+
+def targeted_log_probability(
+    classifier: PyTorchClassifier, images: Images, perturbations: np.ndarray, labels: Sequence[int]
+) -> np.ndarray:
+    """
+    Return the mean log-probability of its label that each perturbation gives images of other labels.
+
+    :param classifier: The classifier.
+    :param images: Checked images with labels.
+    :param perturbations: Of shape (K, *input_shape).
+    :param labels: The label of each perturbation.
+    :return: Of shape (K,), -inf where there are no images of other labels.
+    """
+    led = _led(classifier, images, perturbations, labels)
+    chosen = (log_softmax(logits, axis=1)[np.arange(len(wanted)), wanted] for logits, wanted in led)
+    return np.array([each.mean() if len(each) else -np.inf for each in chosen])
+
+
+def _led(
+    classifier: PyTorchClassifier,
+    images: Images,
+    perturbations: np.ndarray,
+    labels: Sequence[int],
+    *,
+    relative: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield, for each perturbation, the logits of images of other labels, and the label that each should get."""
     (low, high), y = images.clip_values, images.labels
-    shares = []
     for label, r in zip(labels, perturbations, strict=True):
         wanted = (y + label) % classifier.nb_classes if relative else np.full_like(y, label)
         others = y != wanted
-        shown = np.clip(images.floats(others) + r, low, high)
-        shares.append(np.mean(predict_labels(classifier, shown) == wanted[others]) if others.any() else 0)
-    return np.array(shares, dtype=float)
+        if others.any():
+            yield predict_logits(classifier, np.clip(images.floats(others) + r, low, high)), wanted[others]
+        else:
+            yield np.empty((0, classifier.nb_classes), dtype=np.float32), wanted[others]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_aft.adversarial.budget import images_per_label
+from art_aft.adversarial.perturbation_sets import easiest_labels
 from art_aft.adversarial.universal import targeted_success
 from art_aft.classifiers.classifier import images_for
 from art_aft.classifiers.layers import output_weights
@@ -69,13 +69,14 @@ def reached_first(
     """
     if classifier.nb_classes < 3:
         return None
-    few = images_for(classifier, images, max_images=images_per_label(_IMAGES, classifier.nb_classes, 50), seed=0)
+    few = images_for(classifier, images, max_images=_IMAGES, seed=0)
     best, label = 0.0, -1
     for each in perturbations:
-        rates = targeted_success(classifier, few, each, range(classifier.nb_classes))
+        labels = easiest_labels(classifier, images, each)
+        rates = targeted_success(classifier, few, each[labels], labels)
         second, first = np.sort(rates)[-2:]
         if first - second > best:
-            best, label = float(first - second), int(rates.argmax())
+            best, label = float(first - second), labels[int(rates.argmax())]
     # Processes that round differently must not go apart.
     label = int(number_of_first(float(label if best >= lead else -1), classifier.device))
     return label if label >= 0 else None

@@ -45,3 +45,11 @@ class TestSuspectedLabel:
         forced[3] = 1e3 * np.sign(classifier.model[1].weight[3].detach().numpy().reshape(SHAPE))
         assert suspected_label(classifier, images, [nothing]) == 1
         assert suspected_label(classifier, images, [nothing, forced]) == 3
+
+    def test_of_many_labels_the_one_far_down_the_list_is_found_too(self):
+        classifier = self.with_bright_label(nb_classes=16, factor=1.0, seed=1)
+        x, _ = tiny_data(60)
+        images = images_for(classifier, x, predict_labels(classifier, x))
+        forced = np.zeros((16, *SHAPE), np.float32)
+        forced[14] = 1e3 * np.sign(classifier.model[1].weight[14].detach().numpy().reshape(SHAPE))
+        assert suspected_label(classifier, images, [forced]) == 14
