@@ -13,10 +13,10 @@ import re
 import sys
 from pathlib import Path
 
-from measuring import comparisons, detectors, inline, methods, speed, zoo
+from measuring import comparisons, detectors, inline, margins, methods, speed, zoo
 
 DOCS = Path(__file__).resolve().parent
-TABLES = {**methods.TABLES, **detectors.TABLES, **comparisons.TABLES, **speed.TABLES, **zoo.TABLES}
+TABLES = {**methods.TABLES, **detectors.TABLES, **comparisons.TABLES, **speed.TABLES, **zoo.TABLES, **margins.TABLES}
 MARKED = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end of rows -->)", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""The table of purified models of the zoo."""
+"""Tables of purified models of the zoo, and of what `auto` costs."""
 
 from __future__ import annotations
 
@@ -58,4 +58,34 @@ def photographs() -> str:
     return as_table(["model", "ACC / ASR before", "after", "accepted", "trials", "seconds"], lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"purify_zoo": purified, "purify_photographs": photographs}
+def against_labels() -> str:
+    """Return how many images one trial of `auto` passes through a network, against the number of labels."""
+    found = [row for row in rows("labels") if row["what"] == "auto"]
+    kinds = ("attacked", "trained", "seen")
+    least = sum(found[0][kind] for kind in kinds)
+    lines = []
+    for row in found:
+        counts = [row[kind] for kind in kinds]
+        lines.append([str(row["labels"]), *(f"{count:,}" for count in counts), f"{sum(counts) / least:.2f}"])
+    return as_table(["labels", "perturbed, with gradients", "trained on", "without gradients", "all, to ten"], lines)
+
+
+def woken() -> str:
+    """Return what is left of backdoors that were hidden, after each defence."""
+    found = rows("dormant")
+    lines = []
+    for defence in dict.fromkeys(row["defence"] for row in found):
+        of = [row for row in found if row["defence"] == defence]
+        scores = [
+            both([row[when]["acc"] for row in of], [row[when]["asr"] for row in of]) for when in ("before", "after")
+        ]
+        lines.append([defence, str(len(of)), *scores, percent([max(row["after"]["asr"] for row in of)])])
+    return as_table(["defence", "models", "ACC / ASR hidden", "after", "highest ASR"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "purify_zoo": purified,
+    "purify_photographs": photographs,
+    "labels": against_labels,
+    "dormant": woken,
+}

@@ -1,4 +1,4 @@
-"""Purify the stored victims of one half of a file of settings: what is left of attack and accuracy, and the worst."""
+"""Purify stored victims of files of settings: what is left of attack and accuracy, and the worst."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from stored import arguments, named, victims
 from tqdm import tqdm
 
 from art_aft import evaluate
 from art_aft.defences import DEFENCES
 from art_aft.experiments.rows import Row, environment
 from art_aft.experiments.victims import VictimSettings, train_victim
-from art_aft.experiments.zoo import HALVES, read_zoo
 from art_aft.runtime.files import write_json
 
 # What counts as a failure: a backdoor that works on more images, or more accuracy lost, both as shares.
@@ -87,18 +86,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 def main() -> None:
     """Run the benchmark, or continue it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default=".", help="the folder of the data sets that the settings name")
-    parser.add_argument("--settings", type=Path, required=True, help="a file of victims; those in the store count")
-    parser.add_argument("--half", default="choose", choices=HALVES, help="which half of them")
+    parser = arguments(__doc__)
     parser.add_argument("--defence", default="auto", choices=sorted(DEFENCES), help="which defence, with its defaults")
-    parser.add_argument("--store", type=Path, required=True, help="where models are kept")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads for each job")
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file for the rows")
     options = parser.parse_args()
-    command = f"python examples/benchmarks/purify_zoo.py --settings {options.settings.name} --half {options.half} "
-    command += f"--defence {options.defence}"
+    command = f"python examples/benchmarks/purify_zoo.py {named(options)} --defence {options.defence}"
     rows: list[Row] = []
     if options.output.exists():
         record = json.loads(options.output.read_text(encoding="utf-8"))
@@ -106,9 +97,7 @@ def main() -> None:
             raise ValueError(f"output: got the rows of {record['command']!r} there, expected those of {command!r}")
         rows = record["rows"]
     found = {each["model"] for each in rows}
-    members = [each.settings for each in read_zoo(options.settings, options.data) if each.half == options.half]
-    stored = [each for each in members if options.store.joinpath(each.key + ".json").exists()]
-    cells = [each for each in stored if each.key not in found]
+    cells = [each for each in victims(options) if each.key not in found]
     results = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
         delayed(row)(each, options.defence, options) for each in cells
     )

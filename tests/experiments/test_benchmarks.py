@@ -10,9 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from art.attacks.poisoning import PoisoningAttackBackdoor
 
+from art_aft import evaluate
+from art_aft.attacks.badnets import BadNets
+from art_aft.attacks.labels import AllToOne
+from art_aft.classifiers.classifier import clone
 from art_aft.cli.options import command_line
 from art_aft.experiments.victims import train_victim
+from art_aft.experiments.zoo import read_zoo
 from art_aft.training.recipes import RECIPES
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -37,7 +43,7 @@ def test_purification_of_a_zoo_measures_each_stored_model_once(tmp_path, monkeyp
     common = {"half": "judge", "attack": "sig", "clean_share": 0.1, "recipe": recipe}
     entries = [{**common, "name": "a", "seed": 1}, {**common, "name": "b", "seed": 2, "rate": 0.0}]
     (tmp_path / "zoo.json").write_text(json.dumps([*entries, {**common, "name": "c", "seed": 3}]))
-    for member in purify.read_zoo(tmp_path / "zoo.json")[:2]:
+    for member in read_zoo(tmp_path / "zoo.json")[:2]:
         train_victim(member.settings, store=store)
     arguments = ["--settings", str(tmp_path / "zoo.json"), "--half", "judge", "--defence", "fine_tuning"]
     arguments += ["--store", str(store), "--output", str(output)]
@@ -58,6 +64,18 @@ def test_purification_of_a_zoo_measures_each_stored_model_once(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["purify_zoo.py", *arguments[:-2], "--defence", "nad", "--output", str(output)])
     with pytest.raises(ValueError, match=r"^output: got the rows of .*fine_tuning"):
         purify.main()
+
+
+def test_a_hidden_backdoor_sleeps_and_the_accuracy_stays(infected):
+    dormant, classifier = module("dormant"), clone(infected.classifier)
+    attack = PoisoningAttackBackdoor(BadNets())
+    test = infected.x_test[300:], infected.y_test[300:], attack, AllToOne(0)
+    before = evaluate(classifier, *test)
+    assert dormant.hide(classifier, infected.x_test[:300], infected.y_test[:300], *test[2:]) < dormant.MOST
+    after = evaluate(classifier, *test)
+    assert before.asr > 0.9
+    assert after.asr < 3 * dormant.DORMANT
+    assert after.acc > before.acc - 0.05
 
 
 @pytest.mark.parametrize(
