@@ -23,7 +23,7 @@ from art_aft.detection.picture import perturbation_picture, scan_picture
 from art_aft.detection.report import ScanReport
 from art_aft.detection.scan import EFFORTS, BackdoorScan
 from art_aft.experiments.reports.parts import Source
-from art_aft.experiments.reports.scan import NOT_CLEARED, scan_report
+from art_aft.experiments.reports.scan import NOT_CLEARED, UNSURE, scan_report
 from art_aft.experiments.rows import environment
 from art_aft.runtime.files import write_json, write_text
 
@@ -165,6 +165,6 @@ def _text(report: ScanReport) -> str:
     lines += [f"  note: {note}" for note in (*report.notes, *report.remarks)]
     if report.omitted:
         lines.append(f"  not run: {', '.join(report.omitted)}")
-    if report.verdict == "no evidence":
-        lines += [f"  {line}" for line in wrap(NOT_CLEARED, 118)]
+    advice = {"no evidence": NOT_CLEARED, "cannot tell": UNSURE}.get(report.verdict, "")
+    lines += [f"  {line}" for line in wrap(advice, 118)]
     return "\n".join(lines)

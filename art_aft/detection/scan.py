@@ -147,10 +147,10 @@ class BackdoorScan:
         score = max((each.score for each in self._deciding(found)), default=0.0)
         verdict = "infected" if any(each.score >= 1 for each in counted) else "no evidence"
         together = agreement(trusted)
-        doubt = unconfirmed(trusted) if verdict == "no evidence" else ""
-        notes += [doubt] if doubt else []
+        doubts = [unconfirmed(trusted), _too_close(self._deciding(found))] if verdict == "no evidence" else []
+        notes += [doubt for doubt in doubts if doubt]
         unclear = judgement.inaccurate or judgement.hopeless
-        if unclear or (verdict == "no evidence" and (notes or score >= _DOUBT)):
+        if unclear or (verdict == "no evidence" and notes):
             verdict = "cannot tell"
         kind, targets = self._accused(counted) if verdict == "infected" else (None, ())
         ran = {each.detector for each in found}
@@ -213,6 +213,16 @@ class BackdoorScan:
         if not self.reference:
             return None
         return (1 + sum(other >= score for other in self.reference)) / (1 + len(self.reference))
+
+
+def _too_close(counted: Sequence[Evidence]) -> str:
+    """Return which detector is too close to a report for "no evidence", in words; empty where none is."""
+    strongest = max(counted, key=lambda each: each.score, default=None)
+    if strongest is None or not _DOUBT <= strongest.score < 1:
+        return ""
+    what = f"shift by {strongest.label}" if strongest.shift else f"label {strongest.label}"
+    score = f"{strongest.detector} has a score of {strongest.score:.2f} for {what}"
+    return f"{score}: from 1 on that is a report, and only below {_DOUBT} nothing"
 
 
 def _ordered() -> list[tuple[str, type[Detector]]]:

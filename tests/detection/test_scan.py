@@ -146,6 +146,17 @@ class TestDoubt:
         assert any("right" in note for note in report.notes)
         assert report.verdict == "cannot tell"
 
+    @pytest.mark.parametrize(("score", "verdict"), [(0.59, "no evidence"), (0.6, "cannot tell"), (0.99, "cannot tell")])
+    def test_a_score_near_a_report_is_no_verdict_and_the_note_names_detector_and_label(
+        self, score, verdict, infected, monkeypatch
+    ):
+        monkeypatch.setattr(DETECTORS["universal"], "detect", finding("universal", score))
+        monkeypatch.setattr(DETECTORS["universal_sparse"], "detect", finding("universal_sparse", 0.3, label=4))
+        report = BackdoorScan(infected.classifier, detectors=["universal", "universal_sparse"])(*few(infected))
+        assert (report.verdict, report.score) == (verdict, score)
+        said = [] if verdict == "no evidence" else [f"universal has a score of {score:.2f} for label 1"]
+        assert [note.split(":")[0] for note in report.notes] == said
+
     def test_missing_classes_are_noted(self, infected):
         x, y = few(infected)
         report = BackdoorScan(infected.classifier, detectors=["last_layer"])(x[y < 7], y[y < 7])

@@ -104,7 +104,10 @@ def test_an_infected_model_is_status_1_and_the_report_says_why(infected, data, t
 
 def test_a_model_that_knows_nothing_is_status_2(data, fresh, brief, capsys):
     assert cli.main(["scan", str(fresh), "--data", str(data), "--effort", "fast", "--quiet"]) == 2
-    assert "cannot tell" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cannot tell" in said
+    assert "note: " in said
+    assert "What helps: " in said
 
 
 def test_infinite_scores_are_written_as_json_knows_them(data, fresh, tmp_path, monkeypatch):

@@ -26,6 +26,13 @@ NOT_CLEARED = (
     "poisoned. It misses some of them; docs/detection.md tells which backdoors are not seen."
 )
 
+#: What to do where the scan cannot tell.
+UNSURE = (
+    "What helps: more clean images, of all classes, where a reason asks for them. Where a label stands out, scans of "
+    "clean models of the same kind show whether it is usual (--reference). art-aft purify needs no verdict, and costs "
+    "a clean model some accuracy."
+)
+
 _HARM = "Do not use the model where a wrong answer does harm."
 
 
@@ -70,13 +77,9 @@ def scan_verdict(report: Row, source: Source) -> Verdict:
         return Verdict("bad", "A backdoor is reported", (effect, *rated, *act))
     if report["verdict"] == "no evidence":
         return Verdict("good", "Nothing was found", ("The scan found no sign of a backdoor.", *rated, NOT_CLEARED))
-    reasons = [f"Why: {note}." for note in report["notes"]] or [
-        f"Why: the highest score is {report['score']:.2f}. A report starts at 1, and this is too close to it to "
-        "say that nothing was found."
-    ]
-    mend = f"{_HARM} Mend what is named here, with more or other clean images, and scan again."
+    reasons = (f"Why: {note}." for note in report["notes"])
     first = "The scan can neither report a backdoor nor say that it found nothing."
-    return Verdict("unsure", "The scan cannot tell", (first, *reasons, *rated, mend))
+    return Verdict("unsure", "The scan cannot tell", (first, *reasons, *rated, _HARM, UNSURE))
 
 
 def _scan_evidence(report: Row, source: Source) -> list[str]:
