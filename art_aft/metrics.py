@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ from art_aft.data.loaders import batches_of, is_loader
 from art_aft.data.pixels import to_float
 from art_aft.runtime.modes import evaluation_mode
 from art_aft.runtime.random_state import isolated_rng
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def _counts(
 
 
 def _predict(classifier: Any, x: np.ndarray, clip_values: tuple[float, float], batch_size: int) -> np.ndarray:
-    """Return predicted labels; ART preprocesses a whole array at once, so large ones go in parts."""
+    """Return predicted labels, -1 for NaN; ART preprocesses a whole array at once, so large ones go in parts."""
     labels = []
     for start in range(0, len(x), 32 * batch_size):
         part = to_float(x[start : start + 32 * batch_size], clip_values)
@@ -163,8 +166,11 @@ def _predict(classifier: Any, x: np.ndarray, clip_values: tuple[float, float], b
         if outputs.shape != (len(part), classifier.nb_classes):
             expected = f"expected ({len(part)}, {classifier.nb_classes})"
             raise ValueError(f"classifier.predict: got outputs of shape {outputs.shape}, {expected}")
-        labels.append(outputs.argmax(axis=1))
-    return np.concatenate(labels)
+        labels.append(np.where(np.isnan(outputs).any(axis=1), -1, outputs.argmax(axis=1)))
+    found = np.concatenate(labels)
+    if (found < 0).any():
+        logger.warning("outputs are NaN for %d of %d images: they count as no label", (found < 0).sum(), len(found))
+    return found
 
 
 def label_matrix(y_true: np.ndarray, y_predicted: np.ndarray, nb_classes: int) -> np.ndarray:

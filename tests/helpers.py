@@ -83,6 +83,11 @@ class ViewNet(torch.nn.Module):
         return self.inner.fc(flat.view(*features.shape[:2], -1).mean(dim=2))
 
 
+def fails_to_build() -> torch.nn.Module:
+    """As a factory of the user's with a fault of its own."""
+    return TinyNet(channels={}["width"])
+
+
 def linear_classifier(weights: np.ndarray, **settings) -> PyTorchClassifier:
     """A linear model without bias, from weights of shape (nb_classes, C, H, W)."""
     layer = torch.nn.Linear(weights[0].size, len(weights), bias=False)

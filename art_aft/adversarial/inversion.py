@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from art_aft.adversarial.inversion_recipe import CostController, InversionRecipe
 from art_aft.checks import check_class_indices, check_flag, check_instance
 from art_aft.classifiers.classifier import images_for
-from art_aft.classifiers.pixel_module import borrow
+from art_aft.classifiers.pixel_module import borrow, told_labels
 from art_aft.data.images import Images
 from art_aft.data.loaders import batch_sizes
 from art_aft.data.pixels import to_float
@@ -185,7 +185,7 @@ class _Search:
             self.optimizer.zero_grad()
             (loss + costs * norms).sum().backward()
             self.optimizer.step()
-            hits += (logits.argmax(dim=1) == wanted).view(len(active), -1).sum(dim=1)
+            hits += (told_labels(logits) == wanted).view(len(active), -1).sum(dim=1)
         return hits / self.count
 
     @torch.no_grad()
@@ -207,7 +207,7 @@ class _Search:
         hits = torch.zeros(len(self.labels), device=self.device)
         masks, patterns = (value[:, None] for value in self.best)
         for index in torch.arange(self.count).split(self.recipe.batch_size):
-            labels = self.module(self._stamped(masks, patterns, index)).argmax(dim=1).view(len(self.labels), -1)
+            labels = told_labels(self.module(self._stamped(masks, patterns, index))).view(len(self.labels), -1)
             hits += (labels == self.labels[:, None]).sum(dim=1)
         return hits / self.count
 

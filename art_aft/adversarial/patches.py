@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from art_aft.checks import check_choice, check_integer
 from art_aft.classifiers.classifier import check_classifier
-from art_aft.classifiers.pixel_module import borrow
+from art_aft.classifiers.pixel_module import borrow, told_labels
 from art_aft.data.images import Images
 from art_aft.data.pixels import to_float
 from art_aft.runtime.devices import PRECISIONS
@@ -237,7 +237,7 @@ class _Search:
         shares = []
         with torch.no_grad():
             for part in self._parts(found, size):
-                led = self._log_probabilities(found, part, index).argmax(dim=2)[..., None]
+                led = told_labels(self._log_probabilities(found, part, index))[..., None]
                 led = (led == torch.arange(self.nb_classes, device=self.device)).cpu()
                 others = self.y[index][:, None] != torch.arange(self.nb_classes)
                 shares.append((led & others).sum(dim=1) / others.sum(dim=0).clamp(min=1))
@@ -253,6 +253,7 @@ class _Search:
                 index = torch.randperm(len(self.images))[:_MEASURED]
                 index = index[self.y[index] != label]
                 one, parts = torch.tensor([number]), index.split(64)
-                led = [(self._log_probabilities(found, one, part).argmax(dim=2) == label).sum().cpu() for part in parts]
+                told = (told_labels(self._log_probabilities(found, one, part)) for part in parts)
+                led = [(labels == label).sum().cpu() for labels in told]
                 shares.append(torch.stack(led).sum() / max(1, len(index)))
         return torch.stack(shares)

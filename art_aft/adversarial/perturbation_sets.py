@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from art_aft.adversarial.budget import images_per_label
 from art_aft.adversarial.norms import default_eps
 from art_aft.adversarial.universal import targeted_log_probability, targeted_success, universal_perturbations
-from art_aft.checks import check_instance, check_number
+from art_aft.checks import check_choice, check_instance, check_integer, check_number
 from art_aft.classifiers.classifier import images_for
 from art_aft.data.images import Images
 from art_aft.runtime.processes import number_of_first
@@ -90,12 +90,13 @@ def find_dense(
         4 and 8 times that at which the perturbations of two labels, one of which the attacker did not choose, each
         succeed on a third of the images.
     :param max_iter: The steps of a whole search.
-    :param search: Further settings of `universal_perturbations`.
+    :param search: Settings of `universal_perturbations`, except `batch_size`, `labels` and `relative`.
     :raises ValueError: If a number is out of its range.
     """
     usual = default_eps(2, classifier.input_shape, images.clip_values)
-    bounds = [2.0**k * usual for k in range(-2, 4)] if isinstance(eps, str) else [float(eps or usual)]
-    looked_at = usual if len(bounds) > 1 else bounds[0]
+    auto = isinstance(eps, str) and check_choice("eps", eps, ("auto",)) == "auto"
+    bounds = [2.0**k * usual for k in range(-2, 4)] if auto else [usual if eps is None else float(eps)]
+    looked_at = usual if auto else bounds[0]
     dense, easiest = _first_look(classifier, images, eps=looked_at, max_iter=max_iter, **search)
     whole: dict[str, Any] = {"batch_size": _STEP, "max_iter": max_iter, "labels": easiest, **search}
     for bound in bounds:
@@ -150,6 +151,7 @@ def _first_look(
 ) -> tuple[np.ndarray, list[int]]:
     """Return a first perturbation towards each label, and the labels that get a whole search: up to ten, all."""
     nb_classes = classifier.nb_classes
+    check_integer("max_iter", max_iter, 1)
     if nb_classes <= _WHOLE:
         return np.zeros((nb_classes, *classifier.input_shape), dtype=np.float32), list(range(nb_classes))
     few: dict[str, Any] = {"batch_size": images_per_label(_STEP, nb_classes, 4), "max_iter": -(-max_iter // 3)}

@@ -22,7 +22,7 @@ from art_aft.checks import (
     check_seed,
 )
 from art_aft.classifiers.classifier import images_for, predict_logits
-from art_aft.classifiers.pixel_module import borrow
+from art_aft.classifiers.pixel_module import borrow, told_labels
 from art_aft.data.images import Images
 from art_aft.data.pixels import clamped, to_float
 from art_aft.runtime.devices import PRECISIONS
@@ -248,7 +248,12 @@ def targeted_success(
     :return: Shares in [0, 1], of shape (K,).
     """
     led = _led(classifier, images, perturbations, labels, relative=relative)
-    return np.array([np.mean(logits.argmax(axis=1) == wanted) if len(wanted) else 0.0 for logits, wanted in led])
+    return np.array(
+        [
+            np.mean(told_labels(torch.from_numpy(logits)).numpy() == wanted) if len(wanted) else 0.0
+            for logits, wanted in led
+        ]
+    )
 
 
 def targeted_log_probability(
@@ -261,11 +266,11 @@ def targeted_log_probability(
     :param images: Checked images with labels.
     :param perturbations: Of shape (K, *input_shape).
     :param labels: The label of each perturbation.
-    :return: Of shape (K,), -inf where there are no images of other labels.
+    :return: Of shape (K,), -inf where there are no images of other labels, or outputs are NaN.
     """
     led = _led(classifier, images, perturbations, labels)
     chosen = (log_softmax(logits, axis=1)[np.arange(len(wanted)), wanted] for logits, wanted in led)
-    return np.array([each.mean() if len(each) else -np.inf for each in chosen])
+    return np.array([np.nan_to_num(each.mean(), nan=-np.inf) if len(each) else -np.inf for each in chosen])
 
 
 def _led(

@@ -12,7 +12,7 @@ from art_aft.checks import check_clip_values, check_images, check_labels
 from art_aft.classifiers.copying import clone as clone
 from art_aft.classifiers.model_checks import check_loss
 from art_aft.classifiers.model_checks import check_outputs as check_outputs
-from art_aft.classifiers.pixel_module import borrow, eager
+from art_aft.classifiers.pixel_module import borrow, eager, told_labels
 from art_aft.classifiers.preprocessing import check_construction, check_standardisation
 from art_aft.data import loaders
 from art_aft.data.images import Images
@@ -89,6 +89,22 @@ def check_classifier(name: str, classifier: Any) -> tuple[float, float]:
     return check_clip_values(f"{name}.clip_values", classifier.clip_values)
 
 
+def check_fits(name: str, classifier: Any, other: PyTorchClassifier) -> None:
+    """
+    Check a classifier that is to take the place of another one, for which settings were checked.
+
+    :param name: The argument's name.
+    :param classifier: What should be one.
+    :param other: The other.
+    :raises TypeError: If it is no `PyTorchClassifier`.
+    :raises ValueError: If it has other images or another number of labels.
+    """
+    check_classifier(name, classifier)
+    theirs, own = ((tuple(each.input_shape), each.nb_classes) for each in (classifier, other))
+    if theirs != own:
+        raise ValueError(f"{name}: got one of (input_shape, nb_classes) {theirs}, expected {own}")
+
+
 def images_for(
     classifier: PyTorchClassifier,
     x: Any,
@@ -98,6 +114,7 @@ def images_for(
     in_range: bool = True,
     max_images: int | None = None,
     seed: int = 0,
+    all_labels: list[np.ndarray] | None = None,
 ) -> Images:
     """
     Check images and labels against a classifier; read them where they come from a loader.
@@ -114,6 +131,8 @@ def images_for(
     :param in_range: Whether pixels outside `clip_values` are refused; NaN and infinite pixels always are.
     :param max_images: The most images that are wanted, drawn at random where there are more; None is all.
     :param seed: The seed of the draw.
+    :param all_labels: A list to which the labels of all images are added, also of those that were not drawn; not those
+        of checked images.
     :raises ValueError: If they do not fit the classifier.
     :raises TypeError: If they are of another type.
     """
@@ -130,6 +149,8 @@ def images_for(
             indices = np.full(len(pixels), -1)
         else:
             indices = check_labels("y", labels, nb_classes=classifier.nb_classes, nb_samples=len(pixels))
+        if all_labels is not None:
+            all_labels.append(indices)
         # torch takes no read-only arrays.
         dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
         return np.require(pixels, dtype=dtype, requirements=["C_CONTIGUOUS", "WRITEABLE"]), indices
@@ -166,9 +187,9 @@ def predict_labels(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int
     :param classifier: The classifier, also in the middle of its training.
     :param x: float32 or uint8 images of shape (N, *input_shape).
     :param batch_size: Images at a time.
-    :return: Label indices of shape (N,).
+    :return: Label indices of shape (N,); -1 where an output is NaN.
     """
-    return predict_logits(classifier, x, batch_size).argmax(axis=1)
+    return told_labels(torch.from_numpy(predict_logits(classifier, x, batch_size))).numpy()
 
 
 def predict_logits(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
@@ -181,7 +202,7 @@ def predict_logits(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int
     :return: float32 of shape (N, nb_classes).
     """
     # Isolated: a model may draw in evaluation mode, too.
-    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
+    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32", keep_buffers=True) as module:
         module.eval()
         clip_values = check_clip_values("clip_values", classifier.clip_values)
         parts = torch.from_numpy(x).split(batch_size)
@@ -224,7 +245,7 @@ def features(
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     if not convolutions and not hasattr(model, "features"):
         raise ValueError("classifier.model: got a model without a 2-dimensional convolution, expected one")
-    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
+    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32", keep_buffers=True) as module:
         module.eval()
         own = getattr(model, "features", None)
         # A module called `features` (VGG) is a part of the model, not an answer to this question.

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from art_aft.checks import check_clip_values
 from art_aft.classifiers.classifier import predict_labels
-from art_aft.classifiers.pixel_module import borrow, eager
+from art_aft.classifiers.pixel_module import borrow, eager, told_labels
 from art_aft.data.pixels import to_float
 from art_aft.runtime.random_state import isolated_rng
 
@@ -107,7 +107,7 @@ class Head:
         if not self.is_last:
             return predict_labels(self.classifier, x)
         with torch.no_grad():
-            return self.layer(inputs.to(self.layer.weight.device)).argmax(dim=1).cpu().numpy()
+            return told_labels(self.layer(inputs.to(self.layer.weight.device))).cpu().numpy()
 
     def _at(self, channel: int) -> slice:
         return slice(channel * self._columns, (channel + 1) * self._columns)
@@ -135,7 +135,7 @@ def _layers(classifier: PyTorchClassifier) -> dict[str, Any]:
 
 def _logits(classifier: PyTorchClassifier, x: np.ndarray) -> torch.Tensor:
     clip_values = check_clip_values("clip_values", classifier.clip_values)
-    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32") as module:
+    with isolated_rng(), torch.no_grad(), borrow(classifier, precision="float32", keep_buffers=True) as module:
         module.eval()
         return module(to_float(torch.from_numpy(x).to(classifier.device), clip_values))
 

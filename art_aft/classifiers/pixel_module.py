@@ -22,6 +22,9 @@ from art_aft.runtime.modes import kept_modes
 from art_aft.runtime.random_state import isolated_rng
 from art_aft.runtime.small_maps import SmallMaps
 
+# Logits that are larger count as this.
+_LARGEST = 1e30
+
 
 def eager(model: torch.nn.Module) -> torch.nn.Module:
     """Return the model that `torch.compile` compiled: compiled code calls no hooks that are registered later."""
@@ -57,6 +60,19 @@ def logits_of(output: Any, n: int, nb_classes: int, *, training: bool = False) -
     if logits.shape != (n, nb_classes):
         raise ValueError(f"classifier.model: got outputs of shape {tuple(logits.shape)} for {n} images, {expected}")
     return logits
+
+
+def told_labels(outputs: torch.Tensor) -> torch.Tensor:
+    """
+    Return the labels that outputs tell: those of the largest ones; -1, no label, where one of them is NaN.
+
+    >>> told_labels(torch.tensor([[0.0, 2.0], [float("nan"), 1.0]])).tolist()
+    [1, -1]
+
+    :param outputs: Logits or probabilities of shape (..., nb_classes).
+    :return: Label indices of shape (...).
+    """
+    return torch.where(outputs.isnan().any(dim=-1), -1, outputs.argmax(dim=-1))
 
 
 def are_probabilities(outputs: torch.Tensor) -> bool:
@@ -124,9 +140,17 @@ class PixelModule(torch.nn.Module):
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16), small_maps:
             output = self.model(x)
         logits = logits_of(output, len(x), self.nb_classes, training=self.training).float()
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise ValueError(
+                "classifier.model: got outputs without a gradient of the pixels, expected a forward that is "
+                "differentiable all through (torch.no_grad, .detach() or argmax in it?)"
+            )
         if self.probabilities is None:
             self.probabilities = are_probabilities(logits)
-        return logits.clamp(min=torch.finfo(torch.float32).tiny).log() if self.probabilities else logits
+        if self.probabilities:
+            return logits.clamp(min=torch.finfo(torch.float32).tiny).log()
+        # An overflow is a very large number, of which differences are numbers, too. NaN stays what it is.
+        return logits if self.training else logits.clamp(-_LARGEST, _LARGEST)
 
 
 def _is_identity(operation: Any) -> bool:
@@ -172,14 +196,16 @@ def borrow(
     :param precision: "auto" (bfloat16 where the device has units for it), "float32" or "bfloat16".
     :param scale: The pixel values that inputs 0 and 1 stand for; None takes pixels as they are.
     :param freeze: Whether the parameters need no gradients.
-    :param keep_buffers: Whether buffers (running statistics) are put back too.
+    :param keep_buffers: Whether buffers (running statistics) are put back too, as with `freeze`.
     :param fold: Whether, in bfloat16, batch normalisation is merged into the convolutions before it where the model can
         be traced: for work in evaluation mode that changes no weights.
     """
     check_choice("precision", precision, PRECISIONS)
     module = PixelModule(classifier, scale)
     parameters = [(p, p.requires_grad, p.stride()) for p in classifier.model.parameters()]
-    buffers = [(b, b.clone()) for b in classifier.model.buffers()] if keep_buffers else []
+    # A model may count or observe in evaluation mode, too; who changes no weights changes nothing.
+    owners = classifier.model.modules() if keep_buffers or freeze else ()
+    buffers = [(o, name, b, b.clone()) for o in owners for name, b in o.named_buffers(recurse=False)]
     try:
         for parameter, *_ in parameters if freeze else ():
             parameter.requires_grad_(False)
@@ -199,8 +225,10 @@ def borrow(
                     parameter.shape, stride, dtype=parameter.dtype, device=parameter.device
                 ).copy_(parameter.data)
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for owner, name, buffer, before in buffers:
+                buffer.data = buffer.data.copy_(before) if buffer.shape == before.shape else before
+                if not isinstance(owner, torch.jit.ScriptModule):
+                    owner._buffers[name] = buffer  # where there may be another tensor by now
 
 
 @contextmanager

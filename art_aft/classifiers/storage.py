@@ -188,8 +188,9 @@ def _make(factory: str) -> torch.nn.Module:
     module_name, _, name = factory.partition(":")
     try:
         made = getattr(importlib.import_module(module_name), name)()
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"model: got {factory!r}, expected module:factory ({error})") from None
+    except Exception as error:  # a factory of any make: what it may raise is not known
+        kind = type(error).__name__
+        raise ValueError(f"model: got {factory!r}, expected module:factory ({kind}: {error})") from error
     if not isinstance(made, torch.nn.Module):
         raise ValueError(f"model: got {type(made).__name__} from {factory!r}, expected a torch.nn.Module")
     return made

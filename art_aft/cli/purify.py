@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     before, after = (_measure(each, held) for each in (stored.classifier, purified))
     kept = at_most(before["held_out_accuracy"] - after["held_out_accuracy"], allowed)
     remains = findings.get("remaining_label") is not None
-    accepted = kept and findings["images_trusted"] and not remains
+    accepted = kept and findings["images_trusted"] and not remains and findings["finite"]
     print(
         f"held-out accuracy {100 * before['held_out_accuracy']:.1f} -> {100 * after['held_out_accuracy']:.1f} "
         f"({len(held)} images), {findings['seconds']:.1f} seconds"
@@ -130,7 +130,8 @@ def run(options: argparse.Namespace) -> int:
     _write(options, stored, purified, report)
     _write_page(options, report, purify_lines(options, settings), classes)
     if not accepted:
-        why = f"lost more than --max-accuracy-drop {allowed:g}" if not kept else "; ".join(findings["notes"])
+        lost = not kept and findings["finite"]
+        why = f"lost more than --max-accuracy-drop {allowed:g}" if lost else "; ".join(findings["notes"])
         how = " (--set look_again=False writes it)" if remains and kept and findings["images_trusted"] else ""
         print(f"{why}: no model is written{how}", file=sys.stderr)
         return 1
@@ -194,7 +195,7 @@ def _measure(classifier: PyTorchClassifier, images: Images) -> Row:
     accuracy = float(np.mean(predict_labels(classifier, images.pixels) == images.labels))
     predicted = predict_labels(classifier, TorchAttacksPGD(classifier).generate(images))
     wrong = predicted != images.labels
-    counts = np.bincount(predicted[wrong], minlength=classifier.nb_classes)
+    counts = np.bincount(predicted[wrong & (predicted >= 0)], minlength=classifier.nb_classes)
     return {
         "held_out_accuracy": accuracy,
         "adversarial_success": float(np.mean(wrong)),

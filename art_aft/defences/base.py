@@ -17,12 +17,18 @@ from art.attacks.attack import EvasionAttack
 from art.data_generators import PyTorchDataGenerator
 from art.defences.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 from art_aft.checks import check_flag
 from art_aft.classifiers.bar import Judgement, how_many, judge
-from art_aft.classifiers.classifier import check_classifier, check_outputs, clone, images_for, predict_labels
+from art_aft.classifiers.classifier import (
+    check_classifier,
+    check_fits,
+    check_outputs,
+    clone,
+    images_for,
+    predict_labels,
+)
 from art_aft.classifiers.pixel_module import not_compiled
 from art_aft.data.images import Images
 from art_aft.defences.report import PurificationReport, Stage
@@ -31,6 +37,7 @@ from art_aft.runtime.callbacks import Callback
 from art_aft.runtime.processes import check_same, from_first, number_of_first, world
 from art_aft.runtime.random_state import isolated_rng
 from art_aft.training.augmentation import default_padding
+from art_aft.training.optimizers import counted_steps
 from art_aft.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -125,7 +132,7 @@ class Defence(Transformer):
         if callback is not None and not isinstance(callback, Callback):
             raise TypeError(f"callback: got {type(callback).__name__}, expected art_aft.runtime.callbacks.Callback")
         if transformed_classifier is not None:
-            check_classifier("transformed_classifier", transformed_classifier)
+            check_fits("transformed_classifier", transformed_classifier, self.classifier)
         given = self.classifier if transformed_classifier is None else transformed_classifier
         images = images_for(given, x, y)
         remarks = check_outputs(given, images, trained=self._trains(), batch_size=self.get_params().get("batch_size"))
@@ -155,7 +162,7 @@ class Defence(Transformer):
         """
         before = [tensor.detach().clone() for tensor in _state(classifier)]
         start, run = time.perf_counter(), Run(callback)
-        with isolated_rng(), not_compiled(classifier), _steps_of(classifier) as steps:
+        with isolated_rng(), not_compiled(classifier), counted_steps(classifier) as steps:
             found = self._purify(classifier, images, run) or PurificationReport()
         # Across processes all return the same classifier, also where each has worked and rounded for itself.
         from_first(_state(classifier))
@@ -164,11 +171,15 @@ class Defence(Transformer):
         if not changed and steps:
             logger.warning("%s trained, but changed no weights of the classifier", type(self).__name__)
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in _state(classifier))
+        notes = found.notes
         if not finite:
-            logger.warning("%s diverged: weights are NaN or infinite, try a lower learning rate", type(self).__name__)
+            notes += (f"{type(self).__name__} diverged: weights are NaN or infinite, try a lower learning rate",)
+            logger.warning("%s", notes[-1])
         self.report = dataclasses.replace(
             found,
             accepted=found.accepted and finite,
+            finite=finite,
+            notes=notes,
             settings=self.get_params(),
             n_images=len(images),
             stages=tuple(run.stages),
@@ -261,22 +272,6 @@ def _judged(classifier: PyTorchClassifier, images: Images) -> Judgement:
     for note in judgement.notes:
         logger.warning("%s", note)
     return judgement
-
-
-@contextmanager
-def _steps_of(classifier: PyTorchClassifier) -> Iterator[list[int]]:
-    """Lend out a list that gets an entry for each step of an optimizer of the classifier's parameters."""
-    own, steps = {id(parameter) for parameter in classifier.model.parameters()}, []
-
-    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            steps.append(1)
-
-    hook = register_optimizer_step_post_hook(note)
-    try:
-        yield steps
-    finally:
-        hook.remove()
 
 
 DEFENCES: Registry[type[Defence]] = Registry("defence", group="art_aft.defences")

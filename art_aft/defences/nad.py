@@ -273,7 +273,7 @@ def _map_sizes(
     ]
     clip_values = check_clip_values("clip_values", classifier.clip_values)
     try:
-        with torch.no_grad(), borrow(classifier, precision="float32") as module:
+        with torch.no_grad(), borrow(classifier, precision="float32", keep_buffers=True) as module:
             module.eval()
             module(to_float(torch.from_numpy(x[:2]).to(classifier.device), clip_values))
     finally:

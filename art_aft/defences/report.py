@@ -50,10 +50,12 @@ class PurificationReport:
     :param seconds: How long all of it took.
     :param accepted: Whether the purified classifier keeps enough accuracy; True where the defence sets no bound. False
         where training diverged, where a label still stands out, and where the images cannot tell (`images_trusted`).
+    :param finite: Whether all weights and running statistics are finite numbers; False where training diverged.
     :param changed: Whether any weight or running statistic is another one than before.
     :param chosen: What the defence chose by itself, by name.
     :param notes: What speaks against the result: few images, missing classes, a classifier that gets most of them wrong
-        before purification, or a label that still stands out afterwards. They are in the log, too.
+        before purification, training that diverged, or a label that still stands out afterwards. They are in the log,
+        too.
     :param images_trusted: Whether accuracy on the images tells what purification costs. False where classes are
         missing, or where the classifier got fewer than half of the images right.
     :param remarks: What is worth knowing and speaks against nothing, such as that the model returns probabilities.
@@ -64,6 +66,7 @@ class PurificationReport:
     stages: tuple[Stage, ...] = ()
     seconds: float = 0.0
     accepted: bool = True
+    finite: bool = True
     changed: bool = True
     chosen: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -170,7 +170,7 @@ class UniversalAdversarialFineTuning(Defence):
         if isinstance(self.eps, str):
             check_choice("eps", self.eps, ("auto",))
         elif self.eps is not None:
-            check_number("eps", self.eps, minimum=0.0, above=True)
+            check_number("eps", self.eps, minimum=0.0, above=True, maximum=1e30)
         if self.max_iter is not None:
             check_integer("max_iter", self.max_iter, 1)
         for name in ("sparse_share", "focus", "clean_share"):

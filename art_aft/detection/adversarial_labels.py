@@ -74,5 +74,7 @@ def _attacked(suspect: Suspect) -> Iterator[tuple[str, np.ndarray]]:
             classifier, norm=norm, eps=eps, precision=suspect.precision, seed=suspect.seed, verbose=suspect.verbose
         )
         predicted = predict_labels(classifier, attack.generate(images))
+        # Outputs that are NaN are no success.
+        predicted = np.where(predicted < 0, images.labels, predicted)
         suspect.label_matrix = label_matrix(images.labels, predicted, classifier.nb_classes)
         yield f"{'L2' if norm == 2 else 'L-infinity'} {eps:.3g}", predicted

@@ -27,7 +27,6 @@ from art_aft.checks import (
 from art_aft.classifiers.bar import Judgement, judge
 from art_aft.classifiers.classifier import check_classifier, check_outputs, images_for, predict_labels
 from art_aft.data.images import Images
-from art_aft.data.loaders import is_loader
 from art_aft.detection.agreement import agreement, deciding, unconfirmed
 from art_aft.detection.base import DETECTORS, EXPENSIVE, THOROUGH, Detector, Evidence, Suspect
 from art_aft.detection.report import ScanReport
@@ -39,6 +38,9 @@ EFFORTS = ("fast", "normal", "full")
 # From this score on, a scan that reports nothing does not say "no evidence" either. The eight clean models of the zoo's
 # choosing half have 0.46 at most (examples/results/scan_zoo_choose.json).
 _DOUBT = 0.6
+
+# A class with more than so many times the median number of images is not used whole. Of GTSRB, the largest has five.
+_SKEWED = 10
 
 
 class BackdoorScan:
@@ -115,12 +117,14 @@ class BackdoorScan:
         """
         start = time.perf_counter()
         draw: dict[str, Any] = {"max_images": self.max_images, "seed": self.seed}
-        given = images_for(self.classifier, x, y, **draw if is_loader(x) else {})
-        images = images_for(self.classifier, given, **draw)
-        remarks = check_outputs(self.classifier, images)
-        right = predict_labels(self.classifier, images.pixels) == images.labels
         # Classes are those of all images: a draw that misses one of many classes is no fault of theirs.
-        judgement = judge(given.labels, float(right.mean()), len(images), self.classifier.nb_classes)
+        labels = [x.labels] if isinstance(x, Images) else []
+        images = images_for(self.classifier, x, y, **draw, all_labels=labels)
+        remarks = check_outputs(self.classifier, images)
+        images, uneven = _evened(images, self.seed)
+        remarks += (uneven,) if uneven else ()
+        right = predict_labels(self.classifier, images.pixels) == images.labels
+        judgement = judge(np.concatenate(labels), float(right.mean()), len(images), self.classifier.nb_classes)
         suspect = Suspect(
             self.classifier,
             images[right] if right.any() else images,
@@ -213,6 +217,25 @@ class BackdoorScan:
         if not self.reference:
             return None
         return (1 + sum(other >= score for other in self.reference)) / (1 + len(self.reference))
+
+
+def _evened(images: Images, seed: int) -> tuple[Images, str]:
+    """
+    Return images without most of those of a class that dominates the others, and what was left out, in words.
+
+    A detector measures how images of other labels are led to a label. Where nearly all images are of one class, that
+    says how this class is led, and clean models were reported.
+    """
+    counts = np.bincount(images.labels)
+    most = int(_SKEWED * np.median(counts[counts > 0]))
+    if counts.max() <= most:
+        return images, ""
+    order = np.random.default_rng(seed).permutation(len(images))
+    kept = np.concatenate([order[images.labels[order] == label][:most] for label in range(len(counts))])
+    large = ", ".join(map(str, np.flatnonzero(counts > most)))
+    return images[np.sort(kept)], (
+        f"only {most} images of class {large} are used: {_SKEWED} times the median of the classes"
+    )
 
 
 def _too_close(counted: Sequence[Evidence]) -> str:

@@ -1,11 +1,14 @@
-"""The optimizer and the schedule of a recipe."""
+"""The optimizer and the schedule of a recipe, and how many steps were made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from art_aft.training.recipe import Recipe
 
@@ -72,3 +75,19 @@ def scheduler_for(
     if recipe.schedule == "one_cycle" and steps > 1:
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate_at(step // steps_per_epoch) / peak)
+
+
+@contextmanager
+def counted_steps(classifier: PyTorchClassifier) -> Iterator[list[int]]:
+    """Lend out a list that gets an entry for each step of an optimizer of the classifier's parameters."""
+    own, steps = {id(parameter) for parameter in classifier.model.parameters()}, []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            steps.append(1)
+
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        yield steps
+    finally:
+        hook.remove()

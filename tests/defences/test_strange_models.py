@@ -18,6 +18,7 @@ from helpers import (
 )
 from quick_defences import every_defence, quick
 
+from art_aft import BackdoorScan
 from art_aft.classifiers.classifier import build_classifier
 from art_aft.defences import DEFENCES, FinePruning, FineTuning, NeuralAttentionDistillation
 from art_aft.defences.base import Defence
@@ -216,3 +217,61 @@ def test_a_model_that_works_in_place_leaves_the_images_alone(data):
     fine_tune(classifier, data)
     DEFENCES["aft"](classifier, **QUICK)(x, y=y)
     np.testing.assert_array_equal(x, before)
+
+
+class Behind(torch.nn.Module):
+    """A network whose first part passes no gradient to the pixels."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.model.features(x)
+        return self.model.fc(features.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["aft", "universal_aft", "auto", "neural_cleanse", "scan"])
+def test_a_model_that_passes_no_gradient_to_its_pixels_is_refused_with_the_reason(name, data):
+    classifier = classifier_of(Behind(TinyNet()))
+    asked = BackdoorScan(classifier, detectors=["universal"]) if name == "scan" else quick(name, classifier)
+    with (
+        untouched(classifier),
+        pytest.raises(ValueError, match=r"^classifier\.model: got outputs without a gradient of the pixels"),
+    ):
+        asked(data[0], y=data[1])
+
+
+class Watching(TinyNet):
+    """A network that counts its calls, and keeps ranges as observers of quantisation do, in evaluation mode, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("largest", torch.zeros(3))
+
+    def forward(self, x):
+        self.calls = self.calls + 1  # another tensor in its place
+        self.largest.copy_(x.detach().amax(dim=(0, 2, 3)))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["aft", "universal_aft", "auto", "nad", "scan"])
+def test_a_model_that_watches_its_input_stays_as_it_is(name, data):
+    classifier = classifier_of(Watching())
+    calls = classifier.model.calls
+    asked = BackdoorScan(classifier, effort="fast") if name == "scan" else quick(name, classifier)
+    with untouched(classifier):
+        asked(data[0], y=data[1])
+    assert classifier.model.calls is calls
+    assert (float(calls), float(classifier.model.largest.sum())) == (0, 0)
+
+
+@pytest.mark.parametrize("other", [{"nb_classes": 3}, {"input_shape": (3, 8, 8)}])
+def test_a_classifier_of_another_kind_is_not_purified_with_settings_made_for_this_one(other, data):
+    kind = {"input_shape": SHAPE, "nb_classes": NB_CLASSES, **other}
+    another = build_classifier(TinyNet(nb_classes=kind["nb_classes"]), **kind)
+    defence = quick("universal_aft", tiny_classifier(), target=3)
+    with untouched(another), pytest.raises(ValueError, match=r"^transformed_classifier: got one of \(input_shape"):
+        defence(data[0], transformed_classifier=another, y=data[1])

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import NB_CLASSES, SHAPE, tiny_classifier, tiny_data
-from torch.utils.data import DataLoader
+import torch
+from helpers import NB_CLASSES, SHAPE, tiny_classifier, tiny_data, untouched
+from torch.utils.data import DataLoader, TensorDataset
 
 from art_aft import BackdoorScan
 from art_aft.adversarial.inversion import InversionRecipe
@@ -105,3 +106,30 @@ class TestHopeless:
     def test_a_single_image_cannot_tell(self):
         x = np.full((1, *SHAPE), 0.5, np.float32)
         assert BackdoorScan(tiny_classifier(), effort="full")(x, np.zeros(1, dtype=int)).verdict == "cannot tell"
+
+
+def test_a_class_that_dominates_is_not_used_whole(infected):
+    order = np.argsort(infected.y_test, kind="stable")
+    kept = np.concatenate([order[infected.y_test[order] == k][: 60 if k == 7 else 2] for k in range(10)])
+    x, y = infected.x_test[kept], infected.y_test[kept]
+    with untouched(infected.classifier):
+        report = BackdoorScan(infected.classifier, detectors=["margin_profile"])(x, y)
+    assert report.remarks == ("only 20 images of class 7 are used: 10 times the median of the classes",)
+    # 20 of class 7, and two each of nine others.
+    assert any(note.startswith("only 38 images for 10 classes") for note in report.notes)
+    assert report.verdict == "cannot tell"
+
+
+def test_a_draw_from_a_loader_that_misses_a_class_is_no_fault_of_the_images(infected):
+    x, y = infected.x_test, infected.y_test
+    kept = np.concatenate([np.flatnonzero(y != 9), np.flatnonzero(y == 9)[:1]])
+    x, y = x[kept], y[kept]
+    loader = DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), batch_size=100)
+    scan = BackdoorScan(infected.classifier, detectors=["latent_shift"], max_images=60)
+    array, loaded = scan(x, y), scan(loader)
+    missing = BackdoorScan(infected.classifier, detectors=["latent_shift"], max_images=60)
+    rest = y != 9
+    one_less = DataLoader(TensorDataset(torch.from_numpy(x[rest]), torch.from_numpy(y[rest])), batch_size=100)
+    assert array.notes == loaded.notes
+    assert not [note for note in loaded.notes if "of 10 classes" in note]
+    assert [note for note in missing(one_less).notes if "images of only 9 of 10 classes, none of 9" in note]

@@ -42,6 +42,10 @@ def purification_verdict(report: Row) -> Verdict:
     held = f"on {report['n_held_out']} clean images that were held out"
     numbers = f"It gets {after:.1f} % right {held}; before, {before:.1f} %."
     notes = [f"Note: {note}." for note in (*report["notes"], *report["remarks"])]
+    if not report["finite"]:
+        first = "No purified model was written, because its weights are NaN or infinite: training diverged."
+        act = "Try a lower learning rate (`--set learning_rate=0.001`). The suspected model is as it was."
+        return Verdict("bad", "Training diverged", (first, *notes, act))
     if not report["images_trusted"]:
         first = "No purified model was written, because the images cannot tell what the purification costs."
         act = "Mend what is named here, and purify again. The suspected model is as it was."
