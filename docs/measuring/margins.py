@@ -43,14 +43,17 @@ def _p_value(row: Row, null: Callable[[np.ndarray], float]) -> float:
 
 def nulls() -> str:
     """Return how many clean models are below two p-values, and infected ones below one with the right label."""
-    found = [row for row in rows("margins") if min(row["margins"]) > 0]
+    found = rows("margins")
     lines = []
-    for detector in dict.fromkeys(row["detector"] for row in found):
-        of = [row for row in found if row["detector"] == detector]
-        clean = [row for row in of if not row["rate"]]
-        infected = [row for row in of if row["rate"] and row["asr"] >= WORKS and row["labels"] == "all-to-one"]
-        right = [row for row in infected if int(np.argmax(row["margins"])) == row["target"]]
+    for detector in sorted({row["detector"] for row in found}):
         for name, null in NULLS.items():
+            # Means over images may be negative. Such margins have no logarithm, and no gamma distribution.
+            of = [row for row in found if row["detector"] == detector and (name == "normal" or min(row["margins"]) > 0)]
+            clean = [row for row in of if not row["rate"]]
+            infected = [row for row in of if row["rate"] and row["asr"] >= WORKS and row["labels"] == "all-to-one"]
+            right = [row for row in infected if int(np.argmax(row["margins"])) == row["target"]]
+            if not clean:
+                continue
             below = [f"{sum(_p_value(row, null) <= level for row in clean)} of {len(clean)}" for level in LEVELS]
             seen = f"{sum(_p_value(row, null) <= LEVELS[-1] for row in right)} of {len(infected)}"
             lines.append([f"`{detector}`", name, *below, seen])
