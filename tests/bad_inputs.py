@@ -35,8 +35,18 @@ MODULES = (
 #: But not what comes out of calls, or is handed on inside.
 INSIDE = {
     *("CostController", "Dataset", "Evidence", "PoisonedData", "PurificationReport", "Run", "ScanReport", "Scores"),
-    *("Stage", "Stored", "Suspect", "Trial", "Triggers", "register", "suspected_label", "targeted_success"),
-    "wanted_labels",
+    *(
+        "Stage",
+        "Stored",
+        "Suspect",
+        "Trial",
+        "Triggers",
+        "register",
+        "suspected_label",
+        "targeted_log_probability",
+        "targeted_success",
+    ),
+    *("targeted_log_probability", "wanted_labels"),
 }
 #: What is asked of an object, besides making it. ART asks every defence for a `fit` too, which does nothing.
 METHODS = ("__call__", "generate", "cover", "fit")
