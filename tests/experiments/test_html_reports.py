@@ -100,6 +100,7 @@ def purification(**facts):
         "notes": [],
         "remarks": [],
         "images_trusted": True,
+        "finite": True,
         "accepted": True,
         "changed": True,
         "defence": "auto",
@@ -227,6 +228,7 @@ def test_the_words_of_a_scan_say_what_it_found():
         ({"accepted": False}, "bad", "it lost more than 10 points"),
         ({"accepted": False, "remaining_label": 3}, "bad", "one label still stands out"),
         ({"accepted": False, "images_trusted": False}, "unsure", "the images cannot tell"),
+        ({"accepted": False, "finite": False}, "bad", "training diverged"),
         ({"changed": False}, "unsure", "changed nothing"),
     ],
 )
